@@ -1,0 +1,252 @@
+"""What a stored array must be able to do: three small contracts between formats and the chain."""
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import override
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from xloader.csr import CSRArray
+
+Key = tuple[int | slice, ...]
+
+
+class StoredArray(BackendArray):
+    """
+    An array on disk that looks dense to xarray and is read piece by piece.
+
+    Subclasses hold paths and small index arrays, never open files, so that they pickle and
+    survive `fork`. Reading is safe from several threads.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape as xarray sees it.
+    dtype : dtype-like
+        Type as xarray sees it.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+
+    @abstractmethod
+    def _raw(self, key: Key) -> npt.NDArray[Any]:
+        """Return ``array[key]`` as numpy would, for integers and slices of positive step."""
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.BASIC, self._raw
+        )
+
+
+class RowArray(StoredArray):
+    """
+    A sparse matrix ``(rows, columns)`` that is read by whole rows.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        ``(n_rows, n_columns)``.
+    dtype : dtype-like
+        Type of the values.
+    block_rows : int
+        Rows that are stored (or best read) together; a read aligned to multiples of it decodes
+        nothing twice.
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype: npt.DTypeLike, block_rows: int) -> None:
+        super().__init__(shape, dtype)
+        self.block_rows = block_rows
+
+    @abstractmethod
+    def read_rows(self, start: int, stop: int) -> CSRArray:
+        """
+        Read whole rows.
+
+        Parameters
+        ----------
+        start, stop : int
+            Half-open range of rows.
+
+        Returns
+        -------
+        CSRArray, shape (stop - start, n_columns)
+            Columns sorted within each row, int32 or int64; values of type `dtype`.
+
+        Raises
+        ------
+        ReadError
+            If the bytes cannot be read or decoded.
+        """
+
+    @abstractmethod
+    def nnz_of(
+        self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """
+        Count the stored values of row ranges without reading them.
+
+        Parameters
+        ----------
+        starts, stops : ndarray of int64, shape (m,)
+            Half-open ranges of rows.
+
+        Returns
+        -------
+        ndarray of int64, shape (m,)
+            Stored values of each range.
+        """
+
+    @override
+    def _raw(self, key: Key) -> npt.NDArray[Any]:
+        rows, columns = key
+        wanted = np.arange(self.shape[0])[rows]
+        if np.size(wanted) == 0:
+            return np.empty((0, self.shape[1]), self.dtype)[:, columns]
+        first = int(np.min(wanted))
+        block = self.read_rows(first, int(np.max(wanted)) + 1)
+        picked = np.arange(self.shape[1])[columns]
+        dense = block.take_columns(np.atleast_1d(picked)).todense()
+        dense = dense[wanted - first]
+        return dense if np.ndim(picked) else dense[..., 0]
+
+
+class TileArray(StoredArray):
+    """
+    A square matrix that is read by square tiles.
+
+    Tile ``(i, j)`` covers ``[i * tile, (i + 1) * tile)`` x ``[j * tile, (j + 1) * tile)``; what lies
+    beyond the matrix is zero.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows and of columns.
+    dtype : dtype-like
+        Type of the values.
+    tile : int
+        Side of a tile, in elements.
+    symmetric : bool
+        Whether only tiles with ``i <= j`` are stored; the others are their transposes.
+    """
+
+    def __init__(self, n: int, dtype: npt.DTypeLike, tile: int, *, symmetric: bool) -> None:
+        super().__init__((n, n), dtype)
+        self.tile = tile
+        self.symmetric = symmetric
+
+    @abstractmethod
+    def read_tiles(self, ij: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """
+        Read tiles, each once.
+
+        Parameters
+        ----------
+        ij : ndarray of int64, shape (m, 2)
+            Distinct tile rows and columns, sorted; ``i <= j`` if the matrix is symmetric.
+
+        Returns
+        -------
+        ndarray, shape (m, tile, tile)
+            Values of type `dtype`; tiles on the diagonal of a symmetric matrix are symmetric.
+
+        Raises
+        ------
+        ReadError
+            If the bytes cannot be read or decoded.
+        """
+
+    def stored(self, i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """
+        Return the stored tiles that hold the given tiles.
+
+        Parameters
+        ----------
+        i, j : ndarray of int64, shape (m,)
+            Tile rows and columns.
+
+        Returns
+        -------
+        ndarray of int64, shape (m, 2)
+            The same pairs, swapped where only the transposed tile is stored.
+        """
+        if not self.symmetric:
+            return np.stack([i, j], axis=1)
+        return np.stack([np.minimum(i, j), np.maximum(i, j)], axis=1)
+
+    @override
+    def _raw(self, key: Key) -> npt.NDArray[Any]:
+        spans = [np.arange(n)[k] for n, k in zip(self.shape, key, strict=True)]
+        if any(np.size(s) == 0 for s in spans):
+            return (
+                np.empty(self.shape, self.dtype)[key]
+                if 0 in self.shape
+                else np.empty([np.size(s) for s in spans if np.ndim(s)], self.dtype)
+            )
+        low = [int(np.min(s)) for s in spans]
+        high = [int(np.max(s)) + 1 for s in spans]
+        dense = self.read_rectangle(low[0], high[0], low[1], high[1])
+        rows, columns = spans[0] - low[0], spans[1] - low[1]
+        return dense[rows][..., columns]
+
+    def read_rectangle(self, r0: int, r1: int, c0: int, c1: int) -> npt.NDArray[Any]:
+        """
+        Return rows ``[r0, r1)`` of columns ``[c0, c1)``, each stored tile decoded once.
+
+        Parameters
+        ----------
+        r0, r1, c0, c1 : int
+            Half-open bounds, in elements.
+
+        Returns
+        -------
+        ndarray, shape (r1 - r0, c1 - c0)
+            Dense values of type `dtype`.
+        """
+        t = self.tile
+        grid = np.indices((-(-r1 // t) - r0 // t, -(-c1 // t) - c0 // t)).reshape(2, -1)
+        ti, tj = grid[0] + r0 // t, grid[1] + c0 // t
+        ij, slots = np.unique(self.stored(ti, tj), axis=0, return_inverse=True)
+        tiles = self.read_tiles(ij)
+        out = np.empty((r1 - r0, c1 - c0), self.dtype)
+        for i, j, slot in zip(ti.tolist(), tj.tolist(), slots.ravel().tolist(), strict=True):
+            paste_tile(tiles[slot], i, j, out, r0, c0, flip=self.symmetric and i > j)
+        return out
+
+
+def paste_tile(
+    tile: npt.NDArray[Any],
+    i: int,
+    j: int,
+    out: npt.NDArray[Any],
+    r0: int,
+    c0: int,
+    *,
+    flip: bool,
+) -> None:
+    """
+    Copy the part of tile ``(i, j)`` that lies in a rectangle into it.
+
+    Parameters
+    ----------
+    tile : ndarray, shape (side, side)
+        Decoded tile.
+    i, j : int
+        Its place in the grid of tiles.
+    out : ndarray, shape (n_rows, n_columns)
+        Rectangle, written in place.
+    r0, c0 : int
+        Matrix row and column of ``out[0, 0]``.
+    flip : bool
+        Whether `tile` is the transpose of the one wanted.
+    """
+    side = tile.shape[0]
+    top, left = i * side, j * side
+    a, b = max(r0, top), min(r0 + out.shape[0], top + side)
+    c, d = max(c0, left), min(c0 + out.shape[1], left + side)
+    source = tile.T if flip else tile
+    out[a - r0 : b - r0, c - c0 : d - c0] = source[a - top : b - top, c - left : d - left]

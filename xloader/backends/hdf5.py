@@ -1,0 +1,114 @@
+"""HDF5 files that are reopened by path: one handle per process and file, never pickled."""
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import override
+
+from xloader.arrays import Key, StoredArray
+from xloader.errors import ReadError
+
+_MAX_OPEN = 32
+_handles: OrderedDict[tuple[int, str, int], h5py.File] = OrderedDict()
+
+
+def open_hdf5(path: str) -> h5py.File:
+    """
+    Return this process's handle of an HDF5 file, opened for reading.
+
+    Parameters
+    ----------
+    path : str
+        Path of the file.
+
+    Returns
+    -------
+    h5py.File
+        Shared by all callers of this process; do not close it.
+
+    Raises
+    ------
+    ReadError
+        If there is no such file, or it is not a whole HDF5 file.
+    """
+    try:
+        changed = Path(path).stat().st_mtime_ns
+    except OSError as e:
+        msg = f"cannot read {path!r}: {e.strerror}; check the path"
+        raise ReadError(msg) from e
+    # keyed by process: a handle inherited through fork shares its file position with the parent
+    key = (os.getpid(), path, changed)
+    handle = _handles.get(key)
+    if handle is None:
+        try:
+            handle = h5py.File(path, "r", locking=False)
+        except OSError as e:
+            msg = (
+                f"cannot read {path!r} ({Path(path).stat().st_size} bytes) as HDF5: it is truncated, "
+                f"damaged or of another format ({e}); get a new copy of the file"
+            )
+            raise ReadError(msg) from e
+        _handles[key] = handle
+        while len(_handles) > _MAX_OPEN:
+            _handles.popitem(last=False)
+    return handle
+
+
+def read(path: str, name: str, key: Any = ()) -> npt.NDArray[Any]:
+    """
+    Read a part of one HDF5 dataset.
+
+    Parameters
+    ----------
+    path : str
+        Path of the file.
+    name : str
+        Path of the dataset inside it.
+    key : slice, tuple or int, optional
+        What h5py accepts as an index. Default: everything.
+
+    Returns
+    -------
+    ndarray
+        The values as stored.
+
+    Raises
+    ------
+    ReadError
+        If the bytes cannot be read or decoded.
+    """
+    try:
+        return np.asarray(open_hdf5(path)[name][key])
+    except ReadError:
+        raise
+    except OSError as e:
+        msg = f"cannot read {name!r} of {path!r}: {e}; the file is truncated or damaged"
+        raise ReadError(msg) from e
+
+
+class HDF5Array(StoredArray):
+    """
+    A dense HDF5 dataset.
+
+    Parameters
+    ----------
+    path : str
+        Path of the file.
+    name : str
+        Path of the dataset inside it.
+    """
+
+    def __init__(self, path: str, name: str) -> None:
+        dataset = open_hdf5(path)[name]
+        super().__init__(dataset.shape, dataset.dtype)
+        self.path = path
+        self.name = name
+
+    @override
+    def _raw(self, key: Key) -> npt.NDArray[Any]:
+        return read(self.path, self.name, key)

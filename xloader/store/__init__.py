@@ -1,0 +1,1 @@
+"""The training store: how it is laid out, written and read."""
