@@ -1,0 +1,314 @@
+"""Which samples make up each batch: arithmetic on integers, a pure function of (seed, epoch, step)."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from xloader.errors import PlanError
+from xloader.windows import Int64, Windows
+
+Remainder = Literal["keep", "drop", "pad"]
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Samples grouped so that those of one block lie together in storage."""
+
+    ptr: Int64
+    """Block ``b`` is ``ptr[b]:ptr[b + 1]`` of `members`, shape (n_blocks + 1,)."""
+    members: Int64 | None
+    """Sample numbers, block after block; None where they are simply in order."""
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def of(self, block: int) -> Int64:
+        """
+        Return the samples of one block.
+
+        Parameters
+        ----------
+        block : int
+            Number of the block.
+
+        Returns
+        -------
+        ndarray of int64
+            Sample numbers in increasing order.
+        """
+        span = np.arange(self.ptr[block], self.ptr[block + 1])
+        return span if self.members is None else self.members[span]
+
+
+def group(keys: npt.NDArray[np.integer]) -> Blocks:
+    """
+    Group samples by a key such as the number of the stored chunk they begin in.
+
+    Parameters
+    ----------
+    keys : ndarray of int, shape (n,)
+        Key of each sample.
+
+    Returns
+    -------
+    Blocks
+        One block per distinct key, in increasing order of the key.
+
+    Examples
+    --------
+    >>> group(np.array([5, 5, 2])).members
+    array([2, 0, 1])
+    """
+    members = None
+    if len(keys) and (np.diff(keys) < 0).any():
+        members = np.argsort(keys, kind="stable")
+        keys = keys[members]
+    edges = np.flatnonzero(np.diff(keys)) + 1
+    return Blocks(np.concatenate([[0], edges, [len(keys)]]).astype(np.int64), members)
+
+
+def even_blocks(n: int, length: int) -> Blocks:
+    """
+    Cut samples into runs of equal length; the last may be shorter.
+
+    Parameters
+    ----------
+    n : int
+        Number of samples.
+    length : int
+        Samples in a block.
+
+    Returns
+    -------
+    Blocks
+        In order.
+    """
+    return Blocks(np.append(np.arange(0, n, length), n).astype(np.int64), None)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Which samples one rank gets at one step."""
+
+    ids: Int64
+    """Sample numbers in order, shape (n,)."""
+    pools: Int64
+    """Pool that each sample is read with, non-decreasing, shape (n,)."""
+    valid: npt.NDArray[np.bool_]
+    """False for samples that only pad, shape (n,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """
+    All decisions made before anything is read.
+
+    An epoch visits blocks in a permuted order; the samples of `pool_blocks` successive blocks are
+    mixed; batches are cut from the resulting sequence. A batch may span two pools.
+    """
+
+    windows: Windows
+    """Where the samples lie."""
+    blocks: Blocks
+    """Which of them are read together."""
+    pool_blocks: int
+    """Blocks that are in memory and mixed at the same time."""
+    batch_size: int
+    """Samples per rank and step."""
+    shuffle: bool
+    """Whether blocks and samples are permuted."""
+    seed: int
+    """Seed of every permutation."""
+    remainder: Remainder
+    """What becomes of the last, incomplete batch."""
+    block_nbytes: int
+    """Bytes that the largest block takes once decoded."""
+    rank: int = 0
+    """Which part of each global batch is ours."""
+    world_size: int = 1
+    """Number of parts."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be planned."""
+        if self.batch_size < 1:
+            msg = f"batch_size={self.batch_size} is impossible; it must be at least 1"
+            raise PlanError(msg)
+        if self.remainder not in get_args(Remainder):
+            msg = f"remainder={self.remainder!r} is unknown; choose one of {get_args(Remainder)}"
+            raise PlanError(msg)
+        if not 0 <= self.rank < self.world_size:
+            msg = f"rank {self.rank} of world_size {self.world_size} is impossible; ranks count from 0"
+            raise PlanError(msg)
+        if len(self) == 0:
+            msg = (
+                f"batch_size={self.batch_size} x world_size={self.world_size} is more than the "
+                f"{len(self.windows)} samples, and remainder='drop' leaves no batch; choose a smaller "
+                "batch_size, or remainder='keep' or 'pad'"
+            )
+            raise PlanError(msg)
+
+    @property
+    def global_batch(self) -> int:
+        """
+        Return the samples of all ranks together at one step.
+
+        Returns
+        -------
+        int
+            ``batch_size * world_size``.
+        """
+        return self.batch_size * self.world_size
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.windows), self.global_batch)
+        return full + (rest > 0 and self.remainder != "drop")
+
+    @property
+    def n_dropped(self) -> int:
+        """
+        Return how many samples an epoch leaves out.
+
+        Returns
+        -------
+        int
+            Not zero only for ``remainder="drop"``.
+        """
+        return max(0, len(self.windows) - len(self) * self.global_batch)
+
+    @property
+    def n_padded(self) -> int:
+        """
+        Return how many samples an epoch repeats, over all ranks.
+
+        Returns
+        -------
+        int
+            Each of them has ``valid=False``.
+        """
+        rest = len(self.windows) % self.global_batch
+        if rest == 0 or self.remainder == "drop":
+            return 0
+        if self.remainder == "pad":
+            return self.global_batch - rest
+        return max(0, self.world_size - rest)
+
+    @property
+    def has_valid(self) -> bool:
+        """
+        Say whether batches carry `valid`, which is so for a whole epoch or not at all.
+
+        Returns
+        -------
+        bool
+            True if any sample of the epoch only pads.
+        """
+        return self.n_padded > 0
+
+    @property
+    def n_pools(self) -> int:
+        """
+        Return the number of pools of an epoch.
+
+        Returns
+        -------
+        int
+            ``ceil(n_blocks / pool_blocks)``.
+        """
+        return -(-len(self.blocks) // self.pool_blocks)
+
+    def block_order(self, epoch: int) -> Int64:
+        """
+        Return the order in which an epoch visits the blocks.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_blocks,)
+            Every block once.
+        """
+        if not self.shuffle:
+            return np.arange(len(self.blocks))
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.blocks))
+
+    def pool_ids(self, epoch: int, pool: int) -> Int64:
+        """
+        Return the samples of one pool in the order they are served.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch.
+        pool : int
+            Number of the pool within the epoch.
+
+        Returns
+        -------
+        ndarray of int64
+            Sample numbers.
+        """
+        order, _ = _epoch(self, epoch)
+        blocks = order[pool * self.pool_blocks : (pool + 1) * self.pool_blocks]
+        ids = np.concatenate([self.blocks.of(int(b)) for b in blocks])
+        if not self.shuffle:
+            return ids
+        return np.random.default_rng([self.seed, epoch, pool]).permutation(ids)
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """
+        Return which samples this rank gets at one step.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch.
+        step : int
+            Number of the step, from 0.
+
+        Returns
+        -------
+        Batch
+            The same for every call, process and machine.
+        """
+        n = len(self.windows)
+        first = step * self.global_batch
+        rest = min(self.global_batch, n - first)
+        if rest == self.global_batch or self.remainder == "pad":
+            mine = first + self.rank * self.batch_size + np.arange(self.batch_size)
+        else:
+            edges = np.arange(self.world_size + 1) * rest // self.world_size
+            mine = first + np.arange(
+                edges[self.rank], max(edges[self.rank + 1], edges[self.rank] + 1)
+            )
+            if edges[self.rank] == edges[self.rank + 1]:
+                mine = np.array([n])  # fewer samples than ranks: this rank's step only pads
+        valid = mine < n
+        # padding repeats the last samples of the epoch, which are in memory anyway
+        places = np.where(valid, mine, n - 1)
+        _, ptr = _epoch(self, epoch)
+        pools = np.searchsorted(ptr, places, side="right") - 1
+        ids = np.empty(len(places), np.int64)
+        for pool in np.unique(pools):
+            here = pools == pool
+            ids[here] = _pool(self, epoch, int(pool))[places[here] - ptr[pool]]
+        return Batch(ids, pools, valid)
+
+
+@lru_cache(maxsize=8)
+def _epoch(plan: Plan, epoch: int) -> tuple[Int64, Int64]:
+    """Return the order of blocks and where each pool begins in the sequence of samples."""
+    order = plan.block_order(epoch)
+    lengths = np.diff(plan.blocks.ptr)[order]
+    pools = np.add.reduceat(lengths, np.arange(0, len(order), plan.pool_blocks))
+    return order, np.concatenate([[0], np.cumsum(pools)])
+
+
+@lru_cache(maxsize=8)
+def _pool(plan: Plan, epoch: int, pool: int) -> Int64:
+    return plan.pool_ids(epoch, pool)
