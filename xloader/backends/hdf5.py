@@ -46,7 +46,7 @@ def open_hdf5(path: str) -> h5py.File:
     handle = _handles.get(key)
     if handle is None:
         try:
-            handle = h5py.File(path, "r", locking=False)
+            handle = h5py.File(path, "r")
         except OSError as e:
             msg = (
                 f"cannot read {path!r} ({Path(path).stat().st_size} bytes) as HDF5: it is truncated, "
