@@ -1,5 +1,6 @@
 """A thin CSR duck array: sparse rows that xarray can hold, label and compute with."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -7,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from xloader.errors import PerformanceWarning, warn
+from xloader.errors import PerformanceWarning, SchemaError, warn
+from xloader.rows import SparseRows
 
 _HANDLED: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
-class CSRArray(np.lib.mixins.NDArrayOperatorsMixin):
+class CSRArray(SparseRows, np.lib.mixins.NDArrayOperatorsMixin):
     """
     Two-dimensional sparse array in compressed sparse row form.
 
@@ -20,16 +22,7 @@ class CSRArray(np.lib.mixins.NDArrayOperatorsMixin):
     concatenation and `astype` act on the stored values; anything else densifies, with a
     `PerformanceWarning` that names the operation.
 
-    Parameters
-    ----------
-    data : ndarray, shape (nnz,)
-        Stored values, row after row.
-    indices : ndarray of int, shape (nnz,)
-        Column of each stored value; each column at most once per row.
-    indptr : ndarray of int, shape (n_rows + 1,)
-        Row ``i`` is ``data[indptr[i]:indptr[i + 1]]``.
-    shape : tuple of int
-        ``(n_rows, n_columns)``.
+    Made of ``data, indices, indptr, shape``, as `SparseRows` describes them.
 
     Examples
     --------
@@ -41,42 +34,22 @@ class CSRArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     __array_priority__ = 100.0
 
-    def __init__(
-        self,
-        data: npt.NDArray[Any],
-        indices: npt.NDArray[Any],
-        indptr: npt.NDArray[Any],
-        shape: tuple[int, int],
-    ) -> None:
-        self.data = data
-        self.indices = indices
-        self.indptr = indptr
-        self.shape = shape
+    def __len__(self) -> int:
+        return self.shape[0]
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the stored values."""
-        return self.data.dtype
+    def __bool__(self) -> bool:
+        msg = "the truth value of an array is ambiguous; compare `nnz` or a sum"
+        raise ValueError(msg)
 
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions, always 2."""
-        return 2
+    @override
+    def __repr__(self) -> str:
+        rows, columns = self.shape
+        share = self.nnz / max(self.size, 1)
+        return f"<CSRArray {rows} x {columns}, {self.dtype}, {self.nnz} stored ({share:.1%})>"
 
-    @property
-    def size(self) -> int:
-        """Number of elements, zeros included."""
-        return self.shape[0] * self.shape[1]
-
-    @property
-    def nnz(self) -> int:
-        """Number of stored values."""
-        return len(self.data)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the three arrays."""
-        return int(self.data.nbytes + self.indices.nbytes + self.indptr.nbytes)
+    def _repr_inline_(self, max_width: int) -> str:
+        """Fit into one line of the Dataset that holds the array."""
+        return repr(self)[:max_width]
 
     def transpose(self, *axes: Any) -> Any:
         """
@@ -95,69 +68,23 @@ class CSRArray(np.lib.mixins.NDArrayOperatorsMixin):
         order = tuple(axes[0]) if axes and isinstance(axes[0], tuple | list) else axes
         return self if order == (0, 1) else self._densify("transpose").T
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __repr__(self) -> str:
-        rows, columns = self.shape
-        share = self.nnz / max(self.size, 1)
-        return f"<CSRArray {rows} x {columns}, {self.dtype}, {self.nnz} stored ({share:.1%})>"
-
-    def todense(self) -> npt.NDArray[Any]:
-        """
-        Return the same values as a dense array.
-
-        Returns
-        -------
-        ndarray, shape (n_rows, n_columns)
-            A new array of the same dtype.
-        """
-        out = np.zeros(self.shape, self.dtype)
-        out[self.row_ids(), self.indices] = self.data
-        return out
-
-    def row_ids(self) -> npt.NDArray[np.int64]:
-        """
-        Return the row of each stored value.
-
-        Returns
-        -------
-        ndarray of int64, shape (nnz,)
-            Row numbers in increasing order.
-        """
-        return np.repeat(np.arange(self.shape[0]), np.diff(self.indptr))
-
-    def astype(self, dtype: npt.DTypeLike, **kwargs: Any) -> Self:
-        """
-        Return the array with its values cast.
-
-        Parameters
-        ----------
-        dtype : dtype-like
-            New type of the stored values.
-        **kwargs
-            Passed to `numpy.ndarray.astype`.
-
-        Returns
-        -------
-        CSRArray
-            Shares `indices` and `indptr` with this one.
-        """
-        return self._with(self.data.astype(dtype, **kwargs))
-
-    def copy(self) -> Self:
-        """
-        Return a deep copy.
-
-        Returns
-        -------
-        CSRArray
-            Shares nothing with this one.
-        """
-        return type(self)(self.data.copy(), self.indices.copy(), self.indptr.copy(), self.shape)
-
-    def _with(self, data: npt.NDArray[Any]) -> Self:
-        return type(self)(data, self.indices, self.indptr, self.shape)
+    def __getitem__(self, key: Any) -> Any:
+        outer = _outer_key(key)
+        if outer is None:
+            return self._densify("selection of single elements")[key]
+        rows, columns = outer
+        # a single row or column is no table any more, and small enough to be dense
+        if _is_scalar(rows):
+            return self.take_rows(np.arange(self.shape[0])[rows, None]).todense()[0][columns]
+        if _is_scalar(columns):
+            return self.take_columns(np.arange(self.shape[1])[columns, None]).todense()[:, 0][rows]
+        out = self if _is_all(rows) else self.take_rows(np.arange(self.shape[0])[rows])
+        if _is_all(columns):
+            return out
+        wanted = np.arange(self.shape[1])[columns]
+        if len(np.unique(wanted)) == len(wanted):
+            return out.take_columns(wanted)
+        return out._densify("selection of a column twice")[:, wanted]
 
     def _densify(self, operation: str) -> npt.NDArray[Any]:
         warn(
@@ -180,82 +107,37 @@ class CSRArray(np.lib.mixins.NDArrayOperatorsMixin):
         dense = self._densify("numpy.asarray")
         return dense if dtype is None else dense.astype(dtype)
 
-    def take_rows(self, rows: npt.NDArray[np.integer[Any]]) -> Self:
-        """
-        Return the given rows in the given order.
-
-        Parameters
-        ----------
-        rows : ndarray of int, shape (n,)
-            Row numbers, repeats allowed.
-
-        Returns
-        -------
-        CSRArray, shape (n, n_columns)
-            A copy.
-        """
-        starts = self.indptr[rows]
-        lengths = self.indptr[np.asarray(rows) + 1] - starts
-        indptr = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(lengths, out=indptr[1:])
-        source = np.repeat(starts - indptr[:-1], lengths)
-        source += np.arange(indptr[-1])
-        return type(self)(
-            self.data[source], self.indices[source], indptr, (len(rows), self.shape[1])
-        )
-
-    def take_columns(self, columns: npt.NDArray[np.integer[Any]]) -> Self:
-        """
-        Return the given columns in the given order.
-
-        Parameters
-        ----------
-        columns : ndarray of int, shape (n,)
-            Column numbers, each at most once.
-
-        Returns
-        -------
-        CSRArray, shape (n_rows, n)
-            A copy.
-        """
-        place = np.full(self.shape[1], -1, self.indices.dtype)
-        place[columns] = np.arange(len(columns))
-        indices = place[self.indices]
-        keep = indices >= 0
-        kept = np.concatenate([[0], np.cumsum(keep)])
-        return type(self)(
-            self.data[keep], indices[keep], kept[self.indptr], (self.shape[0], len(columns))
-        )
-
-    def __getitem__(self, key: Any) -> Any:
-        keys = tuple(k for k in (key if isinstance(key, tuple) else (key,)) if k is not Ellipsis)
-        rows, columns = (*keys, slice(None), slice(None))[:2]
-        if _is_scalar(rows) or _is_scalar(columns):
-            return self._densify("selection of a single row or column")[key]
-        out = self
-        if not _is_all(rows):
-            out = out.take_rows(np.arange(self.shape[0])[rows])
-        if not _is_all(columns):
-            wanted = np.arange(self.shape[1])[columns]
-            if len(np.unique(wanted)) != len(wanted):
-                return self._densify("selection of a column twice")[key]
-            out = out.take_columns(wanted)
-        return out
-
     @override
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """Act on stored values where zeros stay zeros; densify elsewhere."""
-        if method != "__call__" or kwargs.get("out") is not None:
-            dense = [x._densify(f"{ufunc.__name__}.{method}") if _is_csr(x) else x for x in inputs]
-            return getattr(ufunc, method)(*dense, **kwargs)
-        return self._apply(ufunc, inputs, kwargs)
+        # `at` would change a dense copy that nobody sees; labelled arrays know better what to do
+        if method == "at" or not all(map(_is_plain, inputs)):
+            return NotImplemented
+        (out,) = kwargs.pop("out", None) or (None,)
+        if method == "__call__" and ufunc.signature is None and "where" not in kwargs:
+            result = self._apply(ufunc, inputs, kwargs)
+        else:
+            dense = [_dense_argument(x, f"{ufunc.__name__}.{method}") for x in inputs]
+            result = getattr(ufunc, method)(*dense, **kwargs)
+        return result if out is None else _assign(out, result)
+
+    def __array_function__(
+        self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """Run the sparse version of a numpy function, or densify and say so."""
+        sparse = _HANDLED.get(func)
+        if sparse is not None and _accepts(sparse, args, kwargs):
+            return sparse(*args, **kwargs)
+        dense = [_dense_argument(a, func.__name__) for a in args]
+        named = {k: _dense_argument(v, func.__name__) for k, v in kwargs.items()}
+        return func(*dense, **named)
 
     def _apply(
         self, func: Callable[..., Any], inputs: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
         """Call an elementwise function on the stored values, or densify if zeros do not stay zero."""
         values = [self._values_for(x) for x in inputs]
-        if all(v is not None for v in values) and self._keeps_zero(func, inputs, kwargs):
+        if all(v is not None for v in values) and _keeps_zero(func, inputs, kwargs):
             result = func(*values, **kwargs)
             return (
                 tuple(map(self._with, result)) if isinstance(result, tuple) else self._with(result)
@@ -265,94 +147,32 @@ class CSRArray(np.lib.mixins.NDArrayOperatorsMixin):
     def _values_for(self, x: Any) -> Any:
         """Return what `x` contributes at the stored places, or None where that is not known."""
         if _is_csr(x):
-            same = x.indices is self.indices and x.indptr is self.indptr and x.shape == self.shape
-            return x.data if same else None
+            return x.data if self._same_places(x) else None
+        if np.ndim(x) == 0:
+            return x  # as it is: a Python number must not widen the dtype
         x = np.asarray(x)
-        if x.ndim == 0:
-            return x[()]
-        if x.ndim > 2:
-            return None
         padded = (1,) * (2 - x.ndim) + x.shape
+        if padded == (1, 1):
+            return x.reshape(-1)[0]
         if padded == (self.shape[0], 1):
             return x.reshape(-1)[self.row_ids()]
-        if padded == (1, self.shape[1]):
-            return x.reshape(-1)[self.indices]
-        return x.reshape(-1)[0] if padded == (1, 1) else None
+        return x.reshape(-1)[self.indices] if padded == (1, self.shape[1]) else None
 
-    @staticmethod
-    def _keeps_zero(
-        func: Callable[..., Any], inputs: Sequence[Any], kwargs: dict[str, Any]
-    ) -> bool:
-        """Evaluate the function where the sparse operands are zero, for every dense operand."""
-        zeros = [np.zeros((), x.dtype) if _is_csr(x) else np.asarray(x) for x in inputs]
-        with np.errstate(all="ignore"):
-            result = func(*zeros, **kwargs)
-        results = result if isinstance(result, tuple) else (result,)
-        return all(bool(np.all(r == 0)) for r in results)
-
-    def __array_function__(
-        self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any
-    ) -> Any:
-        """Run the sparse version of a numpy function, or densify and say so."""
-        if func in _HANDLED:
-            return _HANDLED[func](*args, **kwargs)
-        dense = [_dense_argument(a, func.__name__) for a in args]
-        named = {k: _dense_argument(v, func.__name__) for k, v in kwargs.items()}
-        return func(*dense, **named)
-
-    def sum(self, axis: Any = None, dtype: Any = None, **kwargs: Any) -> Any:
-        """
-        Sum over rows, columns or everything.
-
-        Parameters
-        ----------
-        axis : int or tuple of int, optional
-            Axis to sum over. Default: both.
-        dtype : dtype-like, optional
-            Type of the sum. Default: numpy's own for `dtype`.
-        **kwargs
-            Only ``keepdims``.
-
-        Returns
-        -------
-        ndarray or scalar
-            Dense result.
-        """
-        axes = _axes(axis)
-        dtype = np.zeros(0, self.dtype).sum(dtype=dtype).dtype
-        if axes == (0, 1):
-            total = self.data.sum(dtype=dtype)
-            return total.reshape(1, 1) if kwargs.get("keepdims") else total
-        places = self.row_ids() if axes == (1,) else self.indices
-        total = np.zeros(self.shape[1 - axes[0]], dtype)
-        np.add.at(total, places, self.data)
-        return np.expand_dims(total, axes[0]) if kwargs.get("keepdims") else total
-
-    def mean(self, axis: Any = None, dtype: Any = None, **kwargs: Any) -> Any:
-        """
-        Average over rows, columns or everything, zeros included.
-
-        Parameters
-        ----------
-        axis : int or tuple of int, optional
-            Axis to average over. Default: both.
-        dtype : dtype-like, optional
-            Type of the mean. Default: numpy's own for `dtype`.
-        **kwargs
-            Only ``keepdims``.
-
-        Returns
-        -------
-        ndarray or scalar
-            Dense result.
-        """
-        dtype = np.zeros(1, self.dtype).mean(dtype=dtype).dtype
-        n = int(np.prod([self.shape[a] for a in _axes(axis)]))
-        return (self.sum(axis, np.promote_types(dtype, np.float64), **kwargs) / n).astype(dtype)
+    def _same_places(self, other: Self) -> bool:
+        if self.shape != other.shape:
+            return False
+        if self.indices is other.indices and self.indptr is other.indptr:
+            return True
+        same_rows = np.array_equal(self.indptr, other.indptr)
+        return same_rows and np.array_equal(self.indices, other.indices)
 
 
 def _is_csr(x: Any) -> bool:
     return isinstance(x, CSRArray)
+
+
+def _is_plain(x: Any) -> bool:
+    return isinstance(x, CSRArray | np.ndarray | np.generic) or not hasattr(x, "__array_ufunc__")
 
 
 def _is_scalar(key: Any) -> bool:
@@ -363,9 +183,33 @@ def _is_all(key: Any) -> bool:
     return isinstance(key, slice) and key == slice(None)
 
 
-def _axes(axis: Any) -> tuple[int, ...]:
-    axes = (0, 1) if axis is None else np.atleast_1d(axis)
-    return tuple(sorted(int(a) % 2 for a in axes))
+def _outer_key(key: Any) -> tuple[Any, Any] | None:
+    """Return a key for rows and one for columns, or None where numpy would pick elements."""
+    keys = list(key) if isinstance(key, tuple) else [key]
+    at = next((i for i, k in enumerate(keys) if k is Ellipsis), len(keys))
+    keys[at : at + 1] = [slice(None)] * (2 - len(keys) + (at < len(keys)))
+    if len(keys) != 2 or any(k is None for k in keys):
+        return None
+    rows, columns = keys
+    if np.ndim(rows) + np.ndim(columns) < 2:
+        return rows, columns
+    rows, columns = np.asarray(rows), np.asarray(columns)
+    if rows.ndim == columns.ndim == 2 and rows.shape[1] == columns.shape[0] == 1:
+        return rows[:, 0], columns[0]  # as `np.ix_` spells it
+    if rows.shape == (1,) and columns.ndim == 1 and rows.dtype != bool:
+        return rows[0], columns  # as xarray spells one row of several columns
+    if columns.shape == (1,) and rows.ndim == 1 and columns.dtype != bool:
+        return rows, columns[0]
+    return None
+
+
+def _keeps_zero(func: Callable[..., Any], inputs: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Evaluate the function where the sparse operands are zero, for every dense operand."""
+    zeros = [np.zeros((), x.dtype) if _is_csr(x) else x for x in inputs]
+    with np.errstate(all="ignore"):
+        result = func(*zeros, **kwargs)
+    results = result if isinstance(result, tuple) else (result,)
+    return all(bool(np.all(r == 0)) for r in results)
 
 
 def _dense_argument(x: Any, operation: str) -> Any:
@@ -374,6 +218,26 @@ def _dense_argument(x: Any, operation: str) -> Any:
     if isinstance(x, list | tuple) and any(map(_is_csr, x)):
         return type(x)(_dense_argument(item, operation) for item in x)
     return x
+
+
+def _accepts(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(func).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _assign(out: Any, result: Any) -> Any:
+    """Finish an operation in place, where a sparse array must stay sparse."""
+    if not _is_csr(out):
+        out[...] = _dense_argument(result, "assignment to a dense array")
+        return out
+    if not (_is_csr(result) and out._same_places(result)):
+        msg = "an operation in place would fill the zeros of a CSRArray; assign its result instead"
+        raise SchemaError(msg)
+    np.copyto(out.data, result.data, casting="same_kind")
+    return out
 
 
 def concatenate(arrays: Sequence[CSRArray], axis: int = 0) -> Any:
@@ -391,14 +255,23 @@ def concatenate(arrays: Sequence[CSRArray], axis: int = 0) -> Any:
     -------
     CSRArray
         All rows in order.
+
+    Raises
+    ------
+    SchemaError
+        If the numbers of columns differ.
     """
     if axis != 0 or not all(map(_is_csr, arrays)):
         return np.concatenate([_dense_argument(a, "concatenate") for a in arrays], axis)
+    columns = sorted({a.shape[1] for a in arrays})
+    if len(columns) != 1:
+        msg = f"rows of {columns} columns cannot be joined; select the same columns of each array"
+        raise SchemaError(msg)
     lengths = np.concatenate([np.diff(a.indptr) for a in arrays])
     indptr = np.concatenate([[0], np.cumsum(lengths)])
-    shape = (sum(a.shape[0] for a in arrays), arrays[0].shape[1])
     data = np.concatenate([a.data for a in arrays])
-    return CSRArray(data, np.concatenate([a.indices for a in arrays]), indptr, shape)
+    indices = np.concatenate([a.indices for a in arrays])
+    return CSRArray(data, indices, indptr, (len(lengths), columns[0]))
 
 
 def _handle(func: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -410,40 +283,21 @@ def _handle(func: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable
 
 
 _handle(np.concatenate)(concatenate)
+_handle(np.sum)(CSRArray.sum)
+_handle(np.mean)(CSRArray.mean)
+_handle(np.transpose)(CSRArray.transpose)
+_handle(np.shape)(lambda a: a.shape)
+_handle(np.ndim)(lambda a: a.ndim)
 
 
-@_handle(np.sum)
-def _sum(a: CSRArray, axis: Any = None, **kwargs: Any) -> Any:
-    return a.sum(axis, **kwargs)
-
-
-@_handle(np.mean)
-def _mean(a: CSRArray, axis: Any = None, **kwargs: Any) -> Any:
-    return a.mean(axis, **kwargs)
-
-
-@_handle(np.nanmean)
-def _nanmean(a: CSRArray, axis: Any = None, dtype: Any = None, **kwargs: Any) -> Any:
-    missing = np.isnan(a.data)
-    if not missing.any():
-        return a.mean(axis, dtype, **kwargs)
-    return np.nanmean(a._densify("nanmean of missing values"), axis, dtype, **kwargs)
-
-
-@_handle(np.where)
-def _where(condition: Any, x: Any, y: Any) -> Any:
-    """Keep the sparse form of `fillna` and of reductions that skip missing values."""
-    return next(filter(_is_csr, (condition, x, y)))._apply(np.where, (condition, x, y), {})
+@_handle(np.astype)
+def _astype(a: CSRArray, dtype: Any, *, copy: bool = True) -> CSRArray:
+    return a.astype(dtype, copy=copy)
 
 
 @_handle(np.zeros_like)
-def _zeros_like(a: CSRArray, dtype: Any = None, **kwargs: Any) -> CSRArray:
-    return a._with(np.zeros_like(a.data, dtype, **kwargs))
-
-
-@_handle(np.transpose)
-def _transpose(a: CSRArray, axes: Any = ()) -> Any:
-    return a.transpose(*(axes or ()))
+def _zeros_like(a: CSRArray, dtype: Any = None) -> CSRArray:
+    return a._with(np.zeros_like(a.data, dtype))
 
 
 @_handle(np.result_type)
@@ -451,16 +305,42 @@ def _result_type(*args: Any) -> Any:
     return np.result_type(*(a.dtype if _is_csr(a) else a for a in args))
 
 
-@_handle(np.shape)
-def _shape(a: CSRArray) -> tuple[int, int]:
-    return a.shape
+@_handle(np.where)
+def _where(condition: Any, x: Any, y: Any) -> Any:
+    """Keep reductions that skip missing values sparse."""
+    return next(filter(_is_csr, (condition, x, y)))._apply(np.where, (condition, x, y), {})
 
 
-@_handle(np.ndim)
-def _ndim(a: CSRArray) -> int:
-    return a.ndim
+@_handle(np.clip)
+def _clip(a: Any, a_min: Any = None, a_max: Any = None) -> Any:
+    low = a if a_min is None else np.maximum(a, a_min)
+    return low if a_max is None else np.minimum(low, a_max)
 
 
-@_handle(np.astype)
-def _astype(a: CSRArray, dtype: Any, **kwargs: Any) -> CSRArray:
-    return a.astype(dtype, **kwargs)
+def _present(a: CSRArray) -> CSRArray:
+    return a._with(np.where(np.isnan(a.data), np.zeros((), a.dtype), a.data))
+
+
+@_handle(np.nansum)
+def _nansum(a: CSRArray, axis: Any = None, dtype: Any = None, *, keepdims: bool = False) -> Any:
+    return _present(a).sum(axis, dtype, keepdims=keepdims)
+
+
+@_handle(np.nanmean)
+def _nanmean(a: CSRArray, axis: Any = None, dtype: Any = None, *, keepdims: bool = False) -> Any:
+    missing = a._with(np.isnan(a.data)).sum(axis, keepdims=keepdims)
+    with np.errstate(invalid="ignore"):  # nothing but missing values: NaN, as xarray has it
+        return _present(a)._mean(a._length(axis) - missing, axis, dtype, keepdims=keepdims)
+
+
+def _handle_extremum(func: Callable[..., Any], ufunc: np.ufunc) -> None:
+    def sparse(a: CSRArray, axis: Any = None, *, keepdims: bool = False) -> Any:
+        return a._extremum(ufunc, axis, keepdims=keepdims)
+
+    _handle(func)(sparse)
+
+
+_handle_extremum(np.min, np.minimum)
+_handle_extremum(np.max, np.maximum)
+_handle_extremum(np.nanmin, np.fmin)
+_handle_extremum(np.nanmax, np.fmax)

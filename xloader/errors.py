@@ -2,7 +2,9 @@
 
 import sys
 import warnings
-from pathlib import Path
+
+_BETWEEN = {"dask", "numpy", "xarray", "xloader"}
+"""Packages whose frames lie between a user's line and a warning about it."""
 
 
 class XloaderError(Exception):
@@ -39,7 +41,7 @@ class PerformanceWarning(XloaderWarning):
 
 def warn(message: str, category: type[Warning] = XloaderWarning) -> None:
     """
-    Issue a warning that points at the caller's own line, outside this package.
+    Issue a warning that points at the user's own line, outside the packages of the chain.
 
     Parameters
     ----------
@@ -57,8 +59,7 @@ def warn(message: str, category: type[Warning] = XloaderWarning) -> None:
     >>> caught[0].category.__name__
     'PerformanceWarning'
     """
-    package = str(Path(__file__).parent)
     frame, level = sys._getframe(1), 2  # `skip_file_prefixes` exists from Python 3.12 on
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level - 1 if level > 2 else 2)  # noqa: TID251
+    warnings.warn(message, category, stacklevel=level)  # noqa: TID251
