@@ -260,6 +260,7 @@ DENSIFYING = {
     "transpose": np.transpose,
     "std": lambda x: np.std(x * 1.0, axis=0),
     "sum": lambda x: np.sum(x, axis=1, where=np.ones(x.shape, bool)),
+    "square": lambda x: np.square(x, where=np.eye(*x.shape) > 0, out=np.ones(x.shape)),
     "add.reduce": partial(np.add.reduce, axis=1),
     "concatenate": lambda x: np.concatenate([x, x], axis=1),
     "selection of a column twice": lambda x: x[:, [0, 0]],
@@ -314,17 +315,26 @@ def test_in_place__changes_what_is_stored(pair):
             sparse += 1
 
 
-def test_ufunc_at__is_refused_rather_than_lost():
+def test_in_place__where_a_change_would_be_lost_is_refused():
+    sparse = to_csr(np.eye(2))
     with pytest.raises(TypeError):
-        np.add.at(to_csr(np.eye(2)), (0, 1), 1)
+        np.add.at(sparse, (0, 1), 1)
+    with pytest.raises(TypeError):
+        np.multiply(sparse, 2, out=sparse, where=np.eye(2) > 0)
+
+
+def test_in_place__fills_a_dense_array():
+    out = np.ones((2, 2))
+    with pytest.warns(PerformanceWarning, match="`assignment to a dense array`"):
+        assert np.multiply(to_csr(np.eye(2)), 2, out=out) is out
+    assert_same(out, 2 * np.eye(2))
 
 
 def test_operands__with_labels_keep_them():
     dense = np.diag([1.0, 2.0])
-    with pytest.warns(PerformanceWarning, match="`multiply` has no sparse form"):
-        got = to_csr(dense) * label(dense)
-    assert list(got.coords) == ["size", "gene"]
-    assert_same(got, dense * dense)
+    got = to_csr(dense[:, :1]) * label(dense[:, :1])
+    assert isinstance(got, xr.DataArray)
+    assert_same(got, dense[:, :1] ** 2)
 
 
 def test_truth_value__is_refused_as_in_numpy():

@@ -110,16 +110,16 @@ class CSRArray(SparseRows, np.lib.mixins.NDArrayOperatorsMixin):
     @override
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """Act on stored values where zeros stay zeros; densify elsewhere."""
-        # `at` would change a dense copy that nobody sees; labelled arrays know better what to do
-        if method == "at" or not all(map(_is_plain, inputs)):
-            return NotImplemented
-        (out,) = kwargs.pop("out", None) or (None,)
+        if not all(map(_is_plain, inputs)):
+            return NotImplemented  # labelled arrays know better what to do
         if method == "__call__" and ufunc.signature is None and "where" not in kwargs:
+            (out,) = kwargs.pop("out", (None,))
             result = self._apply(ufunc, inputs, kwargs)
-        else:
-            dense = [_dense_argument(x, f"{ufunc.__name__}.{method}") for x in inputs]
-            result = getattr(ufunc, method)(*dense, **kwargs)
-        return result if out is None else _assign(out, result)
+            return result if out is None else _assign(out, result)
+        if method == "at" or any(map(_is_csr, kwargs.get("out", ()))):
+            return NotImplemented  # would change a dense copy that nobody sees
+        dense = [_dense_argument(x, f"{ufunc.__name__}.{method}") for x in inputs]
+        return getattr(ufunc, method)(*dense, **kwargs)
 
     def __array_function__(
         self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any
