@@ -1,5 +1,6 @@
 """What a stored array must be able to do: three small contracts between formats and the chain."""
 
+import itertools
 from abc import abstractmethod
 from typing import Any
 
@@ -9,7 +10,7 @@ from typing_extensions import override
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from xloader.csr import CSRArray
+from xloader.csr import CSRArray, concatenate
 
 Key = tuple[int | slice, ...]
 
@@ -29,18 +30,23 @@ class StoredArray(BackendArray):
         Type as xarray sees it.
     """
 
+    _support = indexing.IndexingSupport.BASIC
+
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         self.shape = shape
         self.dtype = np.dtype(dtype)
+
+    @property
+    def unit(self) -> tuple[int, ...]:
+        """Shape of the pieces that are best read whole, in elements."""
+        return (1, *self.shape[1:])
 
     @abstractmethod
     def _raw(self, key: Key) -> npt.NDArray[Any]:
         """Return ``array[key]`` as numpy would, for integers and slices of positive step."""
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.BASIC, self._raw
-        )
+        return indexing.explicit_indexing_adapter(key, self.shape, self._support, self._raw)
 
 
 class RowArray(StoredArray):
@@ -58,9 +64,19 @@ class RowArray(StoredArray):
         nothing twice.
     """
 
+    by_column: bool = False
+    """Whether columns are stored together, so that each read of some rows scans everything."""
+
+    _support = indexing.IndexingSupport.OUTER
+
     def __init__(self, shape: tuple[int, int], dtype: npt.DTypeLike, block_rows: int) -> None:
         super().__init__(shape, dtype)
         self.block_rows = block_rows
+
+    @property
+    @override
+    def unit(self) -> tuple[int, ...]:
+        return (max(self.shape[0], 1), 1) if self.by_column else (self.block_rows, self.shape[1])
 
     @abstractmethod
     def read_rows(self, start: int, stop: int) -> CSRArray:
@@ -83,6 +99,26 @@ class RowArray(StoredArray):
             If the bytes cannot be read or decoded.
         """
 
+    def read_ranges(
+        self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
+    ) -> CSRArray:
+        """
+        Read several ranges of rows.
+
+        Parameters
+        ----------
+        starts, stops : ndarray of int64, shape (m,)
+            Half-open ranges of rows, at least one.
+
+        Returns
+        -------
+        CSRArray
+            The rows of all ranges in the given order.
+        """
+        ranges = zip(starts.tolist(), stops.tolist(), strict=True)
+        parts = [self.read_rows(a, b) for a, b in ranges]
+        return parts[0] if len(parts) == 1 else concatenate(parts)
+
     @abstractmethod
     def nnz_of(
         self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
@@ -103,16 +139,24 @@ class RowArray(StoredArray):
 
     @override
     def _raw(self, key: Key) -> npt.NDArray[Any]:
-        rows, columns = key
-        wanted = np.arange(self.shape[0])[rows]
-        if np.size(wanted) == 0:
-            return np.empty((0, self.shape[1]), self.dtype)[:, columns]
-        first = int(np.min(wanted))
-        block = self.read_rows(first, int(np.max(wanted)) + 1)
-        picked = np.arange(self.shape[1])[columns]
-        dense = block.take_columns(np.atleast_1d(picked)).todense()
-        dense = dense[wanted - first]
-        return dense if np.ndim(picked) else dense[..., 0]
+        """Return ``array[key]`` for integers, slices and increasing numbers along each dimension."""
+        rows, columns = (np.arange(n)[k] for n, k in zip(self.shape, key, strict=True))
+        wanted = np.atleast_1d(rows)
+        picked, place = np.unique(columns, return_inverse=True)
+        out = np.empty((len(wanted), len(picked)), self.dtype)
+        # a few blocks at a time, so that far rows do not bring all that lies between into memory
+        far = np.flatnonzero(np.diff(wanted // (16 * self.block_rows))) + 1
+        for a, b in itertools.pairwise(np.unique([0, *far, len(wanted)]).tolist()):
+            first = int(wanted[a])
+            block = self.read_rows(first, int(wanted[b - 1]) + 1)
+            if (np.diff(wanted[a:b]) != 1).any():
+                block = block.take_rows(wanted[a:b] - first)
+            if len(picked) < self.shape[1]:
+                block = block.take_columns(picked)
+            out[a:b] = block.todense()
+        if len(picked) < columns.size:
+            out = out[:, place.ravel()]
+        return out.reshape(rows.shape + columns.shape)
 
 
 class TileArray(StoredArray):

@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xarray as xr
+from typing_extensions import override
 from xarray.core import indexing
 
-from xloader.arrays import RowArray, StoredArray, TileArray
+from xloader.arrays import StoredArray, TileArray
 from xloader.errors import SchemaError
 
 CHUNK_NBYTES = 16 * 2**20
@@ -17,6 +18,16 @@ CHUNK_NBYTES = 16 * 2**20
 
 Column = tuple[npt.NDArray[Any], dict[str, Any]]
 """Values of one column and their attributes."""
+
+
+class Label(xr.Variable):
+    """A coordinate in memory that opening with ``chunks={}`` leaves there, so that it can select."""
+
+    __slots__ = ()
+
+    @override
+    def chunk(self, *args: Any, **kwargs: Any) -> Any:  # numpydoc ignore=GL08
+        return xr.Variable(self.dims, self.values, self.attrs, self.encoding)
 
 
 def lazy(
@@ -50,11 +61,18 @@ def _chunk_shape(array: StoredArray) -> tuple[int, ...]:
         # at most about 150 chunks a side, so that the dask graph of a genome stays small
         side = min(4096, max(1024, array.shape[0] // 150))
         return (min(-(-side // array.tile) * array.tile, max(array.shape[0], 1)),) * 2
-    row_nbytes = max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize)
-    rows = max(1, CHUNK_NBYTES // row_nbytes)
-    unit = array.block_rows if isinstance(array, RowArray) else 1
-    rows = max(unit, rows // unit * unit)
-    return (min(rows, max(array.shape[0], 1)), *array.shape[1:])
+    shape, (unit, *across) = array.shape, array.unit
+    row_nbytes = max(1, int(np.prod(shape[1:])) * array.dtype.itemsize)
+    if unit * row_nbytes <= CHUNK_NBYTES:
+        chunk = (CHUNK_NBYTES // row_nbytes // unit * unit, *shape[1:])
+    elif len(shape) == 2 and across[0] < shape[1]:
+        columns = CHUNK_NBYTES // (unit * array.dtype.itemsize) // across[0]
+        chunk = (unit, max(columns, 1) * across[0])
+    else:
+        while unit > 1 and unit * row_nbytes > 2 * CHUNK_NBYTES:
+            unit = -(-unit // 2)
+        chunk = (unit, *shape[1:])
+    return tuple(max(min(c, n), 1) for c, n in zip(chunk, shape, strict=True))
 
 
 def contacts_dataset(
@@ -90,12 +108,12 @@ def contacts_dataset(
     coords: dict[str, Any] = {}
     for side in ("1", "2"):
         dim = f"bin{side}"
-        coords[dim] = xr.Variable(dim, np.arange(len(start)))
-        coords[f"chrom{side}"] = xr.Variable(dim, chrom)
-        coords[f"start{side}"] = xr.Variable(dim, start, {"units": "bp"})
-        coords[f"end{side}"] = xr.Variable(dim, end, {"units": "bp"})
+        coords[dim] = Label(dim, np.arange(len(start)))
+        coords[f"chrom{side}"] = Label(dim, chrom)
+        coords[f"start{side}"] = Label(dim, start, {"units": "bp"})
+        coords[f"end{side}"] = Label(dim, end, {"units": "bp"})
         for name, (values, weight_attrs) in weights.items():
-            coords[f"{name}{side}"] = xr.Variable(dim, values, dict(weight_attrs))
+            coords[f"{name}{side}"] = Label(dim, values, dict(weight_attrs))
     return xr.Dataset({"count": lazy(("bin1", "bin2"), count)}, coords, dict(attrs))
 
 
@@ -134,13 +152,14 @@ def cells_dataset(
         With integer coordinates `row` and `column` that keep their values through any selection.
     """
     everything: dict[str, Any] = {
-        "cell": xr.Variable("cell", cell),
-        "gene": xr.Variable("gene", gene),
-        "row": xr.Variable("cell", np.arange(len(cell))),
-        "column": xr.Variable("gene", np.arange(len(gene))),
+        "cell": Label("cell", cell),
+        "gene": Label("gene", gene),
+        "row": Label("cell", np.arange(len(cell))),
+        "column": Label("gene", np.arange(len(gene))),
         **(coords or {}),
     }
     taken = {*everything, *arrays, "sample_id", "valid"}
+    taken.update(d for dims, _, _ in arrays.values() for d in dims)
     for dim, columns in (("cell", obs), ("gene", var)):
         for name, (values, column_attrs) in columns.items():
             label = name
@@ -148,7 +167,7 @@ def cells_dataset(
                 label = f"{dim}_{label}"
             taken.add(label)
             extra = {} if label == name else {"column": name}
-            everything[label] = xr.Variable(dim, values, {**column_attrs, **extra})
+            everything[label] = Label(dim, values, {**column_attrs, **extra})
     variables = {
         name: lazy(dims, array, a)
         if isinstance(array, StoredArray)

@@ -74,6 +74,8 @@ def view(variable: xr.Variable) -> View | None:
     if isinstance(data, CSRArray):
         return _whole(_Rows(data))
     if isinstance(data, dask.array.core.Array):
+        if not _begins_at_storage(data):
+            return None
         try:
             return _Graph(data).view()
         except _Opaque:
@@ -96,8 +98,14 @@ def is_computed(variable: xr.Variable) -> bool:
         True if its dask graph begins at a stored array but is more than a selection of it.
     """
     data: Any = variable._data
-    if not isinstance(data, dask.array.core.Array) or view(variable) is not None:
-        return False
+    return (
+        isinstance(data, dask.array.core.Array)
+        and _begins_at_storage(data)
+        and view(variable) is None
+    )
+
+
+def _begins_at_storage(data: dask.array.core.Array) -> bool:
     nodes = dict(data.__dask_graph__()).values()
     return any(_lazy(_unwrap(node)) is not None for node in nodes)
 
@@ -185,9 +193,8 @@ class _Graph:
         """Do to positions what a selecting task does to values; refuse any other task."""
         if task.func in _GETTERS:
             base, key = (self.value(a) for a in task.args[:2])
-            if isinstance(base, np.ndarray):
-                return base[key]
-            return _positions(base)[key[1] if task.func is _shuffle._getitem else key]
+            key = key[1] if task.func is _shuffle._getitem else key
+            return base[key] if isinstance(base, np.ndarray) else _positions(base)[key]
         if task.func is _shuffle.concatenate_arrays:
             parts, (_, order), axis = (self.value(a) for a in task.args)
             return _join([_positions(p) for p in parts], axis).take(np.argsort(order), axis)

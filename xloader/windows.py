@@ -207,9 +207,8 @@ def boxes(
         starts, is_flush = grid.reshape(-1, len(dims)), last.reshape(-1, len(dims)).any(axis=1)
         if max_distance is not None:
             ids = starts + [r.first_id - r.start for r in part]
-            distance = np.abs(ids[:, 0] - ids[:, 1])
-            near = np.flatnonzero(distance <= max_distance)
-            starts, is_flush = starts[near], is_flush[near]
+            near = np.flatnonzero(np.abs(ids[:, 0] - ids[:, 1]) <= max_distance)
+            starts, is_flush = starts[near], np.take(is_flush, near)
         regular.append(starts[~is_flush])
         flush.append(starts[is_flush])
         for (_, _, left), d in zip(axes, dims, strict=True):
@@ -348,9 +347,7 @@ def regions_of(names: npt.NDArray[Any], ids: npt.NDArray[Any]) -> list[Region]:
         return []
     breaks = np.flatnonzero((names[1:] != names[:-1]) | (np.diff(ids) != 1)) + 1
     edges = [0, *breaks.tolist(), len(ids)]
-    return [
-        Region(str(names[a]), a, b, int(ids[a])) for a, b in itertools.pairwise(edges)
-    ]
+    return [Region(str(names[a]), a, b, int(ids[a])) for a, b in itertools.pairwise(edges)]
 
 
 def pair_regions(first: Sequence[Region], second: Sequence[Region]) -> list[tuple[Region, Region]]:

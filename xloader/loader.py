@@ -1,0 +1,447 @@
+"""The Loader: batches of a labelled Dataset, each a pure function of (seed, epoch, step)."""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from dask.utils import format_bytes, parse_bytes
+from typing_extensions import override
+
+from xloader.errors import PlanError
+from xloader.plan import Batch, Plan, Remainder
+from xloader.read import Loaded, Source, Values, join
+from xloader.request import (
+    draw_windows,
+    resolve_ranks,
+    resolve_variables,
+    storage_blocks,
+    vocabularies,
+)
+from xloader.transforms import SampleRandom, Transform, apply
+from xloader.windows import Diagonal, Grid, Int64, Windows
+
+_LAYOUTS = (None, "csr", "dense")
+
+
+class Loader:
+    """
+    Batches of labelled samples from a labelled Dataset.
+
+    xbatcher decides where windows lie; every stored chunk is read and decoded once per pool of
+    blocks; each batch is one `xarray.Dataset`. Batch ``k`` of epoch ``e`` is always the same.
+
+    Parameters
+    ----------
+    source : xarray.Dataset or xbatcher.BatchGenerator
+        What to read; the windows of a generator are used as they are.
+    batch_size : int
+        Samples per batch, on each rank.
+    input_dims : mapping of str to int, optional
+        Length of a sample along the dimensions that windows cut, in elements. Default for cells:
+        ``{"cell": 1}``.
+    input_overlap : mapping of str to int, optional
+        Elements that neighbouring windows share along each dimension. Default: 0.
+    windows : Diagonal or Grid, optional
+        Contact windows, from `xloader.windows`, instead of `input_dims`.
+    variables : sequence of str, optional
+        Data variables to deliver. Default: all.
+    labels : sequence of str, optional
+        Coordinates of samples that adapters deliver as integer codes, see `categories`.
+    transform : callable, optional
+        ``f(batch)`` or ``f(batch, *, rng)`` -> Dataset; keeps the samples of the batch.
+    shuffle : bool, optional
+        Whether blocks and samples are permuted, differently in each epoch.
+    seed : int, optional
+        Seed of every permutation and of `rng`.
+    remainder : {"keep", "drop", "pad"}, optional
+        What becomes of the last, incomplete batch: kept short, dropped, or filled up with samples
+        that carry ``valid=False``. Where windows do not reach the end of a region, "keep" and "pad"
+        add one window flush with it and "drop" leaves the rest out. `plan` counts them.
+    layout : {None, "csr", "dense"}, optional
+        Form of sparse variables in batches. Default: "csr" where storage is sparse.
+    memory_budget : int or str, optional
+        Bytes for decoded blocks, those read ahead included.
+    prefetch : int, optional
+        Pools of blocks to read ahead while batches are served; 0 reads none.
+    rank, world_size : int, optional
+        This process and the number of processes that share each global batch. Default: the
+        environment variables ``RANK`` and ``WORLD_SIZE``, else one process.
+
+    Raises
+    ------
+    PlanError
+        If windows, batches or memory are impossible; the message says what is possible.
+    SchemaError
+        If a variable, label or dimension does not exist.
+
+    Examples
+    --------
+    >>> ds = xr.Dataset({"x": ("cell", np.arange(5.0))}, {"batch": ("cell", list("aabbb"))})
+    >>> loader = Loader(ds, batch_size=2, labels=["batch"])
+    >>> len(loader), loader[2].x.values, loader.categories
+    (3, array([4.]), {'batch': ['a', 'b']})
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        batch_size: int,
+        input_dims: Mapping[str, int] | None = None,
+        input_overlap: Mapping[str, int] | None = None,
+        windows: Diagonal | Grid | None = None,
+        variables: Sequence[str] | None = None,
+        labels: Sequence[str] = (),
+        transform: Transform | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        remainder: Remainder = "keep",
+        layout: str | None = None,
+        memory_budget: int | str = "1GB",
+        prefetch: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if layout not in _LAYOUTS:
+            msg = f"layout={layout!r} is unknown; choose one of {_LAYOUTS}"
+            raise PlanError(msg)
+        if prefetch < 0:
+            msg = f"prefetch={prefetch} is impossible; choose 0 (none) or more"
+            raise PlanError(msg)
+        self.ds, drawn = draw_windows(source, input_dims, input_overlap, windows, remainder)
+        self.layout = layout
+        self.transform = transform
+        self.prefetch = prefetch
+        self.variables = resolve_variables(self.ds, variables)
+        self.labels = tuple(labels)
+        self.categories = vocabularies(self.ds, labels, drawn)
+        self.epoch = 0
+        self._finished = False
+        self._reset()
+        self.plan = self._make_plan(
+            drawn,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            remainder=remainder,
+            budget=parse_bytes(memory_budget),
+            ranks=resolve_ranks(rank, world_size),
+        )
+
+    def _reset(self) -> None:
+        """Forget everything that belongs to one process."""
+        self._source: Source | None = None
+        self._pools: OrderedDict[tuple[int, ...], Loaded] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def _make_plan(
+        self,
+        windows: Windows,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        remainder: Remainder,
+        budget: int,
+        ranks: tuple[int, int],
+    ) -> Plan:
+        source = Source(self.ds, windows, variables=self.variables, layout=self.layout)
+        self._source = source
+        blocks = storage_blocks(source, windows, shuffle=shuffle)
+        members = np.arange(len(windows)) if blocks.members is None else blocks.members
+        nbytes = source.block_nbytes(windows.starts_of(members), blocks.ptr)
+        largest = int(nbytes.max(initial=0))
+        pools = 1 + self.prefetch  # in memory at the same time
+        if largest * pools > budget:
+            msg = (
+                f"a block of {int(np.diff(blocks.ptr)[nbytes.argmax()])} samples decodes to {format_bytes(largest)}, and "
+                f"prefetch={self.prefetch} keeps {pools} in memory, but memory_budget is "
+                f"{format_bytes(budget)}; allow at least {format_bytes(largest * pools)}, lower "
+                "`prefetch`, take fewer `variables`, or write a finer store with xl.convert"
+            )
+            raise PlanError(msg)
+        if int(nbytes.sum()) <= budget:
+            pool_blocks = len(blocks)
+        else:
+            pool_blocks = max(1, budget // (largest * pools))
+        return Plan(
+            windows=windows,
+            blocks=blocks,
+            pool_blocks=pool_blocks,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            remainder=remainder,
+            block_nbytes=largest,
+            rank=ranks[0],
+            world_size=ranks[1],
+        )
+
+    @property
+    def sample_dim(self) -> str:
+        """
+        Return the dimension of samples in batches.
+
+        Returns
+        -------
+        str
+            The windowed dimension itself where samples are single rows, else ``"sample"``.
+        """
+        return self.plan.windows.dims[0] if self.plan.windows.by_row else "sample"
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    @override
+    def __repr__(self) -> str:
+        plan, w = self.plan, self.plan.windows
+        size = ", ".join(f"{d}: {n}" for d, n in zip(w.dims, w.size, strict=True))
+        order = f"shuffled blocks, seed {plan.seed}" if plan.shuffle else "in order"
+        memory = min(plan.pool_blocks * (1 + self.prefetch), len(plan.blocks)) * plan.block_nbytes
+        counted = {
+            "flush windows": w.n_flush,
+            "positions without a window": sum(w.uncovered.values()),
+            "regions too short": len(w.skipped),
+            "samples dropped": plan.n_dropped,
+            "samples padded": plan.n_padded,
+        }
+        rest = ", ".join(f"{v:,} {k}" for k, v in counted.items() if v) or "nothing left over"
+        return (
+            f"<xloader.Loader> {len(self):,} batches of {plan.batch_size} per epoch "
+            f"({len(w):,} windows of {size})\n"
+            f"  variables : {', '.join(self.variables)}; labels: {', '.join(self.labels) or 'none'}\n"
+            f"  blocks    : {len(plan.blocks):,} in {plan.n_pools:,} pools; order: {order}\n"
+            f"  memory    : up to {format_bytes(memory)}; rank {plan.rank} of {plan.world_size}\n"
+            f"  remainder : {plan.remainder}; {rest}"
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """
+        Choose the epoch that `loader[k]` and the next iteration serve.
+
+        Without it, each complete iteration is followed by the next epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch, from 0.
+
+        Raises
+        ------
+        PlanError
+            If it is negative.
+        """
+        if epoch < 0:
+            msg = f"epoch {epoch} is impossible; epochs count from 0"
+            raise PlanError(msg)
+        self.epoch = int(epoch)
+        self._finished = False
+
+    def __getitem__(self, step: int) -> xr.Dataset:
+        return self.batch(self.epoch, step)
+
+    def batch(self, epoch: int, step: int) -> xr.Dataset:
+        """
+        Return one batch of any epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch.
+        step : int
+            Number of the step; negative ones count from the end.
+
+        Returns
+        -------
+        xarray.Dataset
+            The labelled batch, transformed.
+
+        Raises
+        ------
+        IndexError
+            If there is no such step.
+        ReadError
+            If the data cannot be read.
+        TransformError
+            If the transform does not keep the samples.
+        """
+        n = len(self)
+        if not -n <= step < n:
+            msg = f"batch {step} of {n}; an epoch has batches 0 to {n - 1}"
+            raise IndexError(msg)
+        planned = self.plan.batch(epoch, step % n)
+        pools = {int(p): self._pool(epoch, int(p)) for p in np.unique(planned.pools)}
+        return self._cut(planned, pools, epoch)
+
+    def samples(self, ids: npt.ArrayLike, *, epoch: int | None = None) -> xr.Dataset:
+        """
+        Return any samples, in any order, as one batch.
+
+        Parameters
+        ----------
+        ids : array-like of int, shape (n,)
+            Sample numbers, repeats allowed.
+        epoch : int, optional
+            Epoch that random transforms see. Default: the current one.
+
+        Returns
+        -------
+        xarray.Dataset
+            The labelled batch, transformed.
+
+        Raises
+        ------
+        IndexError
+            If there is no such sample.
+        """
+        wanted = np.atleast_1d(np.asarray(ids, np.int64))
+        n = len(self.plan.windows)
+        if len(wanted) == 0 or wanted.min() < -n or wanted.max() >= n:
+            msg = f"samples {wanted.tolist()} of {n}; samples count from 0 to {n - 1}"
+            raise IndexError(msg)
+        wanted %= n
+        epoch = self.epoch if epoch is None else epoch
+        loaded = self._pool(epoch, 0) if self.plan.n_pools == 1 else self._open().load(wanted)
+        return self._finish(loaded.values(wanted), wanted, epoch, None)
+
+    def __iter__(self) -> Iterator[xr.Dataset]:
+        if self._finished:
+            self.set_epoch(self.epoch + 1)
+        yield from self.batches(self.epoch, range(len(self)))
+        self._finished = True
+
+    def batches(self, epoch: int, steps: Iterable[int]) -> Iterator[xr.Dataset]:
+        """
+        Yield some batches of an epoch, reading ahead meanwhile.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch.
+        steps : iterable of int
+            Steps in increasing order.
+
+        Yields
+        ------
+        xarray.Dataset
+            One labelled batch per step.
+        """
+        for step, pools in self._ahead(epoch, list(steps)):
+            yield self._cut(self.plan.batch(epoch, step), pools, epoch)
+
+    def _ahead(
+        self, epoch: int, steps: Sequence[int]
+    ) -> Iterator[tuple[int, Mapping[int, Loaded]]]:
+        """Yield every step with the pools it needs, reading later pools meanwhile."""
+        if self.prefetch == 0 or self.plan.n_pools == 1:
+            for step in steps:
+                pools = np.unique(self.plan.batch(epoch, step).pools).tolist()
+                yield step, {p: self._pool(epoch, p) for p in pools}
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="xloader-read") as reader:
+            pending: dict[int, Future[Loaded]] = {}
+            try:
+                for step in steps:
+                    needed = self.plan.batch(epoch, step).pools
+                    first, last = int(needed[0]), int(needed[-1])
+                    ahead = min(max(last, first + self.prefetch) + 1, self.plan.n_pools)
+                    # pools are needed in order, so those before the first are done with
+                    pending = {
+                        p: pending.get(p) or reader.submit(self._read, epoch, p)
+                        for p in range(first, ahead)
+                    }
+                    yield step, {p: pending[p].result() for p in range(first, last + 1)}
+            finally:
+                for future in pending.values():
+                    future.cancel()
+
+    def _open(self) -> Source:
+        if self._pid != os.getpid():
+            self._reset()  # forked: locks and half-read blocks of the parent mean nothing here
+        if self._source is None:
+            self._source = Source(
+                self.ds, self.plan.windows, variables=self.variables, layout=self.layout
+            )
+        return self._source
+
+    def _read(self, epoch: int, pool: int) -> Loaded:
+        try:
+            return self._open().load(self.plan.pool_ids(epoch, pool))
+        except Exception as e:
+            e.add_note(f"while reading pool {pool} of epoch {epoch}")
+            raise
+
+    def _pool(self, epoch: int, pool: int) -> Loaded:
+        """Return a pool in memory; one that holds everything serves all epochs."""
+        self._open()
+        key = (epoch, pool) if self.plan.n_pools > 1 else ()
+        with self._lock:
+            if key not in self._pools:
+                self._pools[key] = self._read(epoch, pool)
+                while len(self._pools) > 1 + self.prefetch:
+                    self._pools.popitem(last=False)
+            self._pools.move_to_end(key)
+            return self._pools[key]
+
+    def _cut(self, planned: Batch, pools: Mapping[int, Loaded], epoch: int) -> xr.Dataset:
+        """Cut one batch out of the pools that hold its samples."""
+        parts = [loaded.values(planned.ids[planned.pools == p]) for p, loaded in pools.items()]
+        values = {name: join([part[name] for part in parts]) for name in parts[0]}
+        valid = planned.valid if self.plan.has_valid else None
+        return self._finish(values, planned.ids, epoch, valid)
+
+    def _finish(
+        self,
+        values: Mapping[str, Values],
+        ids: Int64,
+        epoch: int,
+        valid: npt.NDArray[np.bool_] | None,
+    ) -> xr.Dataset:
+        """Label the values of a batch and transform them."""
+        source = self._open()
+        dim = self.sample_dim
+        variables: dict[str, xr.Variable] = {}
+        for name, value in values.items():
+            dims = source.readers[name].dims
+            if dim not in dims:
+                dims = (dim, *dims)
+            variables[name] = xr.Variable(dims, value, source.variable_attrs[name], fastpath=True)
+        variables.update(source.fixed)
+        variables["sample_id"] = xr.Variable(dim, ids)
+        if valid is not None:
+            variables["valid"] = xr.Variable(dim, valid)
+        coords = {
+            k: v for k, v in variables.items() if k in source.coords or k in ("sample_id", "valid")
+        }
+        data = {k: v for k, v in variables.items() if k not in coords}
+        batch = xr.Dataset(data, coords, source.attrs)
+        if self.transform is None:
+            return batch
+        rng = SampleRandom(self.plan.seed, epoch=epoch, sample_id=ids)
+        try:
+            return apply(self.transform, batch, rng=rng, dim=dim)
+        except Exception as e:
+            e.add_note(f"while transforming samples {ids[:8].tolist()}... of epoch {epoch}")
+            raise
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep the recipe only; transforms of a notebook travel by value."""
+        state = self.__dict__.copy()
+        for name in ("_source", "_pools", "_lock", "_pid"):
+            del state[name]
+        state["transform"] = cloudpickle.dumps(self.transform)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.transform = cloudpickle.loads(state["transform"])
+        self._reset()

@@ -1,0 +1,551 @@
+"""Reading: the stored chunks that a set of windows touches, each decoded once, into memory."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.base
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from typing_extensions import override
+
+from xloader import trace
+from xloader.arrays import RowArray, TileArray
+from xloader.csr import CSRArray
+from xloader.errors import PerformanceWarning, PlanError, warn
+from xloader.windows import Int64, Windows
+
+_CHUNK_NBYTES = 4 * 2**20
+_BLOCK_WINDOWS = 8
+
+Values = npt.NDArray[Any] | CSRArray
+Gather = Callable[[Int64], Values]
+"""Takes window starts ``(m, n_dims)`` and returns their values, windows first."""
+
+
+class _Reader(ABC):
+    """
+    Reads the windows of one variable.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        What the user sees; its dtype is what batches get.
+    windows : Windows
+        Where windows lie; starts are positions along the dimensions of the Dataset.
+    """
+
+    def __init__(self, variable: xr.Variable, windows: Windows) -> None:
+        self.dims = tuple(map(str, variable.dims))
+        self.dtype = np.dtype(variable.dtype)
+        self.shape = variable.shape
+        self.axes = [windows.dims.index(d) if d in windows.dims else None for d in self.dims]
+        self.size = tuple(
+            n if a is None else windows.size[a] for n, a in zip(self.shape, self.axes, strict=True)
+        )
+        self.by_row = windows.by_row
+        self.n_elements = int(np.prod(self.shape))
+
+    @abstractmethod
+    def keys(self, starts: Int64) -> Int64 | None:
+        """Return a number per window that is equal for windows stored together; None in memory."""
+
+    @abstractmethod
+    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:
+        """Return the bytes that blocks of windows, ``starts[ptr[b]:ptr[b + 1]]``, decode to."""
+
+    @abstractmethod
+    def load(self, starts: Int64) -> Gather:
+        """Decode every chunk that the windows touch, once, and return what cuts windows from them."""
+
+    def full_starts(self, starts: Int64) -> Int64:
+        """Return starts along every dimension of the variable, shape (m, ndim)."""
+        zero = np.zeros(len(starts), np.int64)
+        return np.stack([zero if a is None else starts[:, a] for a in self.axes], axis=1)
+
+
+class _RowReader(_Reader):
+    """
+    Reads sparse rows one by one.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        A two-dimensional variable whose first dimension is windowed.
+    windows : Windows
+        One window per row.
+    array : RowArray
+        Where the rows are stored.
+    index : tuple of ndarray
+        Stored row of each row, stored column of each column.
+    dense : bool
+        Whether batches are dense arrays.
+    """
+
+    def __init__(
+        self,
+        variable: xr.Variable,
+        windows: Windows,
+        array: RowArray,
+        index: tuple[Int64, ...],
+        *,
+        dense: bool,
+    ) -> None:
+        super().__init__(variable, windows)
+        self.array = array
+        self.rows = index[0]
+        self.columns = None if _is_range(index[1], array.shape[1]) else index[1]
+        self.dense = dense
+        if getattr(array, "by_column", False):
+            warn(
+                "this matrix is stored by column (CSC): every read of some cells scans all of it; "
+                "xl.convert writes a store by row",
+                PerformanceWarning,
+            )
+
+    @override
+    def keys(self, starts: Int64) -> npt.NDArray[np.int64]:
+        return np.asarray(self.rows[starts[:, 0]] // self.array.block_rows)
+
+    @override
+    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:
+        unit, n_rows = self.array.block_rows, self.array.shape[0]
+        n_stored = n_rows // unit + 1
+        block = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
+        block, stored = np.divmod(np.unique(block * n_stored + self.keys(starts)), n_stored)
+        nnz = self.array.nnz_of(stored * unit, np.minimum((stored + 1) * unit, n_rows))
+        each = 2 * nnz * (self.array.dtype.itemsize + 4)  # the joined rows and their pieces
+        return np.bincount(block, each, len(ptr) - 1).astype(np.int64)
+
+    @override
+    def load(self, starts: Int64) -> Gather:
+        unit = self.array.block_rows
+        blocks = np.unique(self.rows[starts[:, 0]] // unit)
+        cuts = np.flatnonzero(np.diff(blocks) != 1) + 1
+        first = blocks[np.append(0, cuts)]
+        last = blocks[np.append(cuts, len(blocks)) - 1]
+        low, high = first * unit, np.minimum((last + 1) * unit, self.array.shape[0])
+        block = self.array.read_ranges(low, high)
+        if self.columns is not None:
+            block = block.take_columns(self.columns)
+            if (np.diff(self.columns) < 0).any():
+                block = block.sort_columns()
+        block = block.astype(self.dtype, copy=False)
+        # storage row -> row of the block, by the range that holds it
+        shift = np.append(0, np.cumsum(high - low)[:-1]) - low
+
+        def gather(starts: Int64) -> Values:
+            rows = self.rows[starts[:, 0]]
+            picked = block.take_rows(rows + shift[np.searchsorted(low, rows, side="right") - 1])
+            return picked.todense() if self.dense else picked
+
+        return gather
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """How an array is cut into chunks, and how some of them are read."""
+
+    edges: tuple[Int64, ...]
+    """Bounds of the chunks along each dimension, from 0 to its length."""
+    fetch: Callable[[Int64], Sequence[npt.NDArray[Any]]]
+    """Reads the chunks with the given grid positions ``(m, ndim)``, each once."""
+    symmetric: bool = False
+    """Whether only chunks on and above the diagonal exist; others are their transposes."""
+
+    @property
+    def largest(self) -> tuple[int, ...]:
+        """Length of the longest chunk along each dimension."""
+        return tuple(int(np.diff(e).max()) for e in self.edges)
+
+
+class _MemoryReader(_Reader):
+    """
+    Cuts windows out of an array in memory.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        A variable in memory.
+    windows : Windows
+        Any windows.
+    """
+
+    def __init__(self, variable: xr.Variable, windows: Windows) -> None:
+        super().__init__(variable, windows)
+        self.values = np.asarray(variable.values)
+
+    @override
+    def keys(self, starts: Int64) -> None:
+        return None
+
+    @override
+    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:
+        return np.zeros(len(ptr) - 1, np.int64)
+
+    @override
+    def load(self, starts: Int64) -> Gather:
+        if self.by_row and self.axes[0] == 0:
+            return lambda starts: self.values[starts[:, 0]]
+        windows = np.lib.stride_tricks.sliding_window_view(self.values, self.size)
+        return lambda starts: windows[tuple(self.full_starts(starts).T)]
+
+
+class _ChunkReader(_Reader):
+    """
+    Cuts windows out of rectangular chunks.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        Any variable with a windowed dimension.
+    windows : Windows
+        Any windows.
+    grid : _Grid
+        Chunks of the array that windows are cut from.
+    index : tuple of ndarray, optional
+        Position in that array of each position of the variable; consecutive within every window.
+    """
+
+    def __init__(
+        self,
+        variable: xr.Variable,
+        windows: Windows,
+        grid: _Grid,
+        index: tuple[Int64, ...] | None = None,
+    ) -> None:
+        super().__init__(variable, windows)
+        self.grid = grid
+        self.index = index
+
+    def _places(self, starts: Int64) -> Int64:
+        """Return where windows start in the array of chunks, shape (m, ndim)."""
+        full = self.full_starts(starts)
+        if self.index is None:
+            return full
+        return np.stack([i[s] for i, s in zip(self.index, full.T, strict=True)], axis=1)
+
+    def _chunk_of(self, places: Int64) -> Int64:
+        pairs = zip(self.grid.edges, places.T, strict=True)
+        return np.stack([np.searchsorted(e, p, side="right") - 1 for e, p in pairs], axis=1)
+
+    @override
+    def keys(self, starts: Int64) -> Int64:
+        places = self._places(starts)
+        key = np.zeros(len(starts), np.int64)
+        for axis, place in enumerate(places.T):
+            if self.axes[axis] is not None:
+                span = self._span(axis)
+                key = key * (int(self.grid.edges[axis][-1]) // span + 1) + place // span
+        return key
+
+    def _span(self, axis: int) -> int:
+        """Return the length of a block: some windows, so that what overlaps is decoded once."""
+        size, chunk = self.size[axis], self.grid.largest[axis]
+        return chunk if size == 1 else -(-_BLOCK_WINDOWS * size // chunk) * chunk
+
+    @override
+    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:
+        places = self._places(starts)
+        first = np.minimum.reduceat(self._chunk_of(places), ptr[:-1])
+        last = np.maximum.reduceat(self._chunk_of(places + np.array(self.size) - 1), ptr[:-1])
+        hull = np.prod(last - first + 1, axis=1)
+        largest = self.grid.largest
+        touched = [-(-(s - 1) // c) + 1 for s, c in zip(self.size, largest, strict=True)]
+        chunk_nbytes = int(np.prod(largest)) * self.dtype.itemsize
+        return np.asarray(np.minimum(hull, np.diff(ptr) * int(np.prod(touched))) * chunk_nbytes)
+
+    @override
+    def load(self, starts: Int64) -> Gather:
+        ids = self._touched(self._places(starts))
+        chunks = self.grid.fetch(ids)
+        table = {tuple(i): c for i, c in zip(ids.tolist(), chunks, strict=True)}
+        cut = self._rows if self.by_row and self.axes[0] == 0 else self._boxes
+        return lambda starts: cut(table, self._places(starts))
+
+    def _touched(self, places: Int64) -> Int64:
+        """Return the chunks that windows touch, each once, sorted, shape (m, ndim)."""
+        first, last = self._chunk_of(places), self._chunk_of(places + np.array(self.size) - 1)
+        spans = (last - first).max(axis=0) + 1
+        ids = (first[:, None, :] + np.indices(tuple(spans)).reshape(len(spans), -1).T).reshape(
+            -1, len(spans)
+        )
+        ids = ids[(ids <= np.repeat(last, int(np.prod(spans)), axis=0)).all(axis=1)]
+        if self.grid.symmetric:
+            ids = np.sort(ids, axis=1)
+        return np.unique(ids, axis=0)
+
+    def _rows(self, table: Mapping[tuple[int, ...], npt.NDArray[Any]], places: Int64) -> Values:
+        """Cut single rows, chunk by chunk."""
+        out = np.empty((len(places), *self.shape[1:]), self.dtype)
+        chunk_rows = self._chunk_of(places)[:, 0]
+        for row in np.unique(chunk_rows).tolist():
+            here = np.flatnonzero(chunk_rows == row)
+            inside = places[here, 0] - self.grid.edges[0][row]
+            for at in np.ndindex(*(len(e) - 1 for e in self.grid.edges[1:])):
+                target = tuple(
+                    slice(e[k], e[k + 1]) for e, k in zip(self.grid.edges[1:], at, strict=True)
+                )
+                box: Any = (here, *target)
+                out[box] = table[(row, *at)][inside]
+        return out
+
+    def _boxes(self, table: Mapping[tuple[int, ...], npt.NDArray[Any]], places: Int64) -> Values:
+        """Cut windows one by one, each from the chunks it touches."""
+        out = np.empty((len(places), *self.size), self.dtype)
+        first = self._chunk_of(places).tolist()
+        last = self._chunk_of(places + np.array(self.size) - 1).tolist()
+        edges = [e.tolist() for e in self.grid.edges]
+        for window, start, a, b in zip(out, places.tolist(), first, last, strict=True):
+            for at in np.ndindex(*(y - x + 1 for x, y in zip(a, b, strict=True))):
+                chunk = tuple(int(x) + k for x, k in zip(a, at, strict=True))
+                flip = self.grid.symmetric and chunk[0] > chunk[1]
+                values = table[chunk[::-1]].T if flip else table[chunk]
+                source, target = [], []
+                for e, k, s, size in zip(edges, chunk, start, self.size, strict=True):
+                    low, high = max(s, e[k]), min(s + size, e[k + 1])
+                    source.append(slice(low - e[k], high - e[k]))
+                    target.append(slice(low - s, high - s))
+                window[tuple(target)] = values[tuple(source)]
+        return out
+
+
+def _make_reader(
+    variable: xr.Variable, windows: Windows, *, layout: str | None, name: str
+) -> _Reader:
+    """
+    Choose how the windows of a variable are read.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        A variable with at least one windowed dimension.
+    windows : Windows
+        Where windows lie.
+    layout : {None, "csr", "dense"}
+        Form of sparse rows in batches; None keeps them sparse.
+    name : str
+        Name of the variable, for messages.
+
+    Returns
+    -------
+    _Reader
+        Straight from storage where the variable shows nothing but stored elements.
+    """
+    view = trace.view(variable)
+    if view is not None and isinstance(view.array, RowArray):
+        dims = windows.dims
+        if windows.by_row and variable.dims[0] == dims[0] and _distinct(view.index[1]):
+            dense = layout == "dense"
+            return _RowReader(variable, windows, view.array, view.index, dense=dense)
+    if view is not None and isinstance(view.array, TileArray):
+        tiles = _tile_grid(view.array)
+        reader = _ChunkReader(variable, windows, tiles, view.index)
+        if all(a is not None for a in reader.axes) and _consecutive(view.index, windows, reader):
+            return reader
+    if trace.is_computed(variable):
+        warn(
+            f"{name!r} is an expression on stored data: it is computed block by block, densely; "
+            "selections on the Dataset and the same function as `transform=` are faster",
+            PerformanceWarning,
+        )
+    if variable._in_memory and view is None:
+        return _MemoryReader(variable, windows)
+    return _ChunkReader(variable, windows, _variable_grid(variable))
+
+
+def _tile_grid(array: TileArray) -> _Grid:
+    n = -(-array.shape[0] // array.tile)
+    edges = np.arange(n + 1) * array.tile
+    return _Grid((edges, edges), lambda ids: list(array.read_tiles(ids)), symmetric=array.symmetric)
+
+
+def _variable_grid(variable: xr.Variable) -> _Grid:
+    """Return the chunks of a variable: dask's, the file's, or pieces of a few MB."""
+    if variable.chunks is not None:
+        data: Any = variable.data
+        edges = tuple(np.append(0, np.cumsum(c)) for c in variable.chunks)
+
+        def compute(ids: Int64) -> Sequence[npt.NDArray[Any]]:
+            return dask.base.compute(*(data.blocks[tuple(i)] for i in ids.tolist()))  # type: ignore[no-any-return, no-untyped-call]
+
+        return _Grid(edges, compute)
+    sizes = variable.encoding.get("preferred_chunks") or {}
+    stored = variable.encoding.get("chunks") or variable.encoding.get("chunksizes")
+    shape = [sizes.get(d, n) for d, n in zip(variable.dims, variable.shape, strict=True)]
+    if not sizes and stored and len(stored) == variable.ndim:
+        shape = list(stored)
+    elif not sizes:
+        row = max(1, int(np.prod(variable.shape[1:])) * variable.dtype.itemsize)
+        shape[0] = max(1, _CHUNK_NBYTES // row)
+    edges = tuple(
+        np.append(np.arange(0, n, int(c)), n) for n, c in zip(variable.shape, shape, strict=True)
+    )
+
+    def fetch(ids: Int64) -> list[npt.NDArray[Any]]:
+        parts = [
+            [slice(e[k], e[k + 1]) for e, k in zip(edges, i, strict=True)] for i in ids.tolist()
+        ]
+        return [np.asarray(variable[tuple(p)].values) for p in parts]
+
+    return _Grid(edges, fetch)
+
+
+def _is_range(index: Int64, n: int) -> bool:
+    return len(index) == n and bool((index == np.arange(n)).all())
+
+
+def _distinct(index: Int64) -> bool:
+    return len(np.unique(index)) == len(index)
+
+
+def _consecutive(index: tuple[Int64, ...], windows: Windows, reader: _Reader) -> bool:
+    """Say whether every window is a run of stored neighbours along each axis."""
+    starts = reader.full_starts(windows.starts_of(np.arange(len(windows))))
+    return all(
+        bool((i[s + size - 1] - i[s] == size - 1).all()) and bool((np.diff(i) > 0).all())
+        for i, s, size in zip(index, starts.T, reader.size, strict=True)
+    )
+
+
+class Source:
+    """
+    Everything a batch is made of: variables read from storage, coordinates kept in memory.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        What the windows are cut from.
+    windows : Windows
+        Where they lie.
+    variables : sequence of str
+        Data variables to deliver.
+    layout : {None, "csr", "dense"}
+        Form of sparse rows in batches.
+    """
+
+    def __init__(
+        self, ds: xr.Dataset, windows: Windows, *, variables: Sequence[str], layout: str | None
+    ) -> None:
+        self.windows = windows
+        self.attrs = dict(ds.attrs)
+        self.readers: dict[str, _Reader] = {}
+        self.fixed: dict[str, xr.Variable] = {}
+        self.coords = set(map(str, ds.coords))
+        self.variable_attrs = {str(k): dict(v.attrs) for k, v in ds.variables.items()}
+        for key in [*ds.coords, *variables]:
+            name, variable = str(key), ds.variables[key]
+            if set(variable.dims) & set(windows.dims):
+                self.readers[name] = _make_reader(variable, windows, layout=layout, name=name)
+            else:
+                self.fixed[name] = variable.compute()
+        sparse = [r for r in self.readers.values() if isinstance(r, _RowReader)]
+        if layout == "csr" and not sparse:
+            msg = (
+                f"layout='csr' needs a variable that is stored sparse and read row by row, but "
+                f"{list(variables)} have none; leave `layout` out"
+            )
+            raise PlanError(msg)
+
+    def keys(self) -> npt.NDArray[np.int64] | None:
+        """
+        Return a number per sample that is equal for samples stored together.
+
+        Returns
+        -------
+        ndarray of int64 or None, shape (n_samples,)
+            By the variable that costs most to read; None if all are in memory.
+        """
+        starts = self.windows.starts_of(np.arange(len(self.windows)))
+        stored = [r for r in self.readers.values() if r.keys(starts[:1]) is not None]
+        largest: _Reader | None = max(stored, key=lambda r: r.n_elements, default=None)
+        return None if largest is None else largest.keys(starts)
+
+    def block_nbytes(self, starts: Int64, ptr: Int64) -> Int64:
+        """
+        Return the bytes that blocks of samples take in memory.
+
+        Parameters
+        ----------
+        starts : ndarray of int64, shape (n_samples, n_dims)
+            Where samples start, block after block.
+        ptr : ndarray of int64, shape (n_blocks + 1,)
+            Block ``b`` is ``starts[ptr[b]:ptr[b + 1]]``.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_blocks,)
+            Upper bounds, over all variables.
+        """
+        each = [r.nbytes(starts, ptr) for r in self.readers.values()]
+        return np.asarray(np.sum(each, axis=0), np.int64)
+
+    def load(self, ids: Int64) -> "Loaded":
+        """
+        Read the blocks of some samples.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (m,)
+            Sample numbers, at least one.
+
+        Returns
+        -------
+        Loaded
+            In memory; every chunk was decoded once.
+        """
+        starts = self.windows.starts_of(ids)
+        return Loaded(self, {name: r.load(starts) for name, r in self.readers.items()})
+
+
+class Loaded:
+    """
+    Samples in memory, from which batches are cut.
+
+    Parameters
+    ----------
+    source : Source
+        Where they came from.
+    gathers : mapping of str to Gather
+        What cuts windows, by variable.
+    """
+
+    def __init__(self, source: Source, gathers: Mapping[str, Gather]) -> None:
+        self.source = source
+        self.gathers = gathers
+
+    def values(self, ids: Int64) -> dict[str, Values]:
+        """
+        Cut some samples.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (m,)
+            Sample numbers, all of them loaded.
+
+        Returns
+        -------
+        dict of str to array, samples first
+            One array per variable and windowed coordinate.
+        """
+        starts = self.source.windows.starts_of(ids)
+        return {name: gather(starts) for name, gather in self.gathers.items()}
+
+
+def join(parts: Sequence[Values]) -> Values:
+    """
+    Join samples from several pools.
+
+    Parameters
+    ----------
+    parts : sequence of arrays
+        At least one, samples first.
+
+    Returns
+    -------
+    ndarray or CSRArray
+        All samples in order.
+    """
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,0 +1,288 @@
+"""What a user asks of a Loader, checked and turned into windows, variables and vocabularies."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xloader import schema
+from xloader import windows as win
+from xloader.errors import PlanError, SchemaError
+from xloader.plan import Blocks, Remainder, even_blocks, group
+from xloader.read import Source
+from xloader.windows import Diagonal, Grid, Windows
+
+
+def resolve_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """
+    Return which part of each global batch is ours.
+
+    Parameters
+    ----------
+    rank, world_size : int or None
+        As the user gave them; both None for the environment's ``RANK`` and ``WORLD_SIZE``.
+
+    Returns
+    -------
+    tuple of int
+        Rank and world size.
+
+    Raises
+    ------
+    PlanError
+        If only one of them is given.
+    """
+    if (rank is None) != (world_size is None):
+        msg = f"rank={rank} and world_size={world_size} belong together; give both or neither"
+        raise PlanError(msg)
+    if rank is None or world_size is None:
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return rank, world_size
+
+
+def resolve_variables(ds: xr.Dataset, names: Sequence[str] | None) -> tuple[str, ...]:
+    """
+    Return the data variables to deliver.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Where they are.
+    names : sequence of str or None
+        As the user gave them; None for all.
+
+    Returns
+    -------
+    tuple of str
+        At least one.
+
+    Raises
+    ------
+    SchemaError
+        If one does not exist; the message lists those there are.
+    """
+    if isinstance(names, str):
+        msg = f"variables={names!r} is one name; write variables=[{names!r}]"
+        raise SchemaError(msg)
+    there = [str(v) for v in ds.data_vars]
+    unknown = [n for n in names or () if n not in there]
+    if unknown or not there or names == []:
+        msg = f"variables {unknown or 'none'} cannot be delivered; the Dataset has {there}"
+        raise SchemaError(msg)
+    return tuple(there if names is None else names)
+
+
+def vocabularies(ds: xr.Dataset, labels: Sequence[str], windows: Windows) -> dict[str, list[Any]]:
+    """
+    Return the vocabulary of each label: the file's own where it has one, else its sorted values.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Where the labels are coordinates.
+    labels : sequence of str
+        Names of coordinates of single samples.
+    windows : Windows
+        What a sample is.
+
+    Returns
+    -------
+    dict of str to list
+        The same in every process, epoch and selection of a file that has vocabularies.
+
+    Raises
+    ------
+    SchemaError
+        If a label is no coordinate of single samples; the message lists those there are.
+    """
+    if isinstance(labels, str):
+        msg = f"labels={labels!r} is one name; write labels=[{labels!r}]"
+        raise SchemaError(msg)
+    categories = {}
+    for name in labels:
+        if name not in ds.coords or ds[name].dims != windows.dims[:1] or not windows.by_row:
+            there = [str(c) for c in ds.coords if ds[c].dims == windows.dims[:1]]
+            msg = f"label {name!r} is no coordinate of single samples; there are {sorted(there)}"
+            raise SchemaError(msg)
+        known = ds[name].attrs.get("categories")
+        values = ds[name].values
+        missing = values != values  # noqa: PLR0124 # NaN of any dtype
+        categories[name] = (
+            list(known) if known is not None else np.unique(values[~missing]).tolist()
+        )
+    return categories
+
+
+def codes(values: npt.NDArray[Any], categories: Sequence[Any]) -> npt.NDArray[np.int64]:
+    """
+    Return labels as positions in their vocabulary.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n,)
+        Labels.
+    categories : sequence
+        The vocabulary.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        -1 where a label is missing.
+
+    Examples
+    --------
+    >>> codes(np.array(["b", np.nan, "a"], object), ["a", "b"])
+    array([ 1, -1,  0])
+    """
+    place = {c: i for i, c in enumerate(categories)}
+    return np.fromiter((place.get(v, -1) for v in values.tolist()), np.int64, len(values))
+
+
+def _as_dataset(source: Any) -> Any:
+    """Give a DataArray the form that everything else has."""
+    if not isinstance(source, xr.DataArray):
+        return source
+    return source.to_dataset(name="data" if source.name is None else source.name)
+
+
+def draw_windows(
+    source: Any,
+    input_dims: Mapping[str, int] | None,
+    input_overlap: Mapping[str, int] | None,
+    windows: Diagonal | Grid | None,
+    remainder: Remainder,
+) -> tuple[xr.Dataset, Windows]:
+    """
+    Return the Dataset that is read and where its windows lie.
+
+    Parameters
+    ----------
+    source : xarray.Dataset, xarray.DataArray or xbatcher.BatchGenerator
+        As the user gave it.
+    input_dims, input_overlap : mapping of str to int or None
+        In xbatcher's words.
+    windows : Diagonal, Grid or None
+        Contact windows.
+    remainder : {"keep", "drop", "pad"}
+        What becomes of the end of a region.
+
+    Returns
+    -------
+    tuple of xarray.Dataset and Windows
+        Nothing has been read.
+
+    Raises
+    ------
+    PlanError
+        If these windows are impossible or the selection is empty.
+    SchemaError
+        If the source is no Dataset or lacks the labels of a contact map.
+    """
+    given = [k for k, v in (("input_dims", input_dims), ("windows", windows)) if v is not None]
+    if win.is_generator(source):
+        if given or input_overlap is not None:
+            msg = f"a BatchGenerator brings its own windows; leave out {given or ['input_overlap']}"
+            raise PlanError(msg)
+        return _as_dataset(source.ds), win.from_generator(source)
+    source = _as_dataset(source)
+    if not isinstance(source, xr.Dataset):
+        msg = (
+            f"a Loader reads a Dataset, not {type(source).__name__}; open files with "
+            "xl.open_contacts or xl.open_cells first"
+        )
+        raise SchemaError(msg)
+    empty = [str(d) for d, n in source.sizes.items() if n == 0]
+    if empty:
+        msg = f"the selection is empty along {empty}: {dict(source.sizes)}; select something"
+        raise PlanError(msg)
+    if windows is not None:
+        if given != ["windows"] or input_overlap is not None:
+            msg = "`windows` and `input_dims`/`input_overlap` both say where windows lie; give one"
+            raise PlanError(msg)
+        regions = _contact_regions(source)
+        return source, windows.draw(regions, source.attrs.get("binsize"), remainder)
+    if input_dims is None:
+        if schema.kind(source) != "cells":
+            msg = (
+                f"say what a sample is: `input_dims`, such as {dict(source.sizes)} for one window "
+                "of everything, or for contacts `windows=xl.windows.diagonal(size=...)`"
+            )
+            raise PlanError(msg)
+        input_dims = {"cell": 1}
+    return source, _xbatcher_windows(source, input_dims, input_overlap or {}, remainder)
+
+
+def _xbatcher_windows(
+    ds: xr.Dataset,
+    input_dims: Mapping[str, int],
+    input_overlap: Mapping[str, int],
+    remainder: Remainder,
+) -> Windows:
+    unknown = [d for d in (*input_dims, *input_overlap) if d not in ds.sizes]
+    if unknown or not input_dims:
+        msg = f"input_dims {unknown} are no dimensions; the Dataset has {dict(ds.sizes)}"
+        raise PlanError(msg)
+    alone = sorted(set(input_overlap) - set(input_dims))
+    if alone:
+        msg = f"input_overlap names {alone}, which input_dims {dict(input_dims)} do not cut"
+        raise PlanError(msg)
+    for dim, overlap in input_overlap.items():
+        if overlap >= input_dims[dim]:
+            msg = (
+                f"an overlap of {overlap} along {dim!r} leaves no step between windows of "
+                f"{input_dims[dim]}; choose an overlap of at most {input_dims[dim] - 1}"
+            )
+            raise PlanError(msg)
+    if len(input_dims) == 1 and set(input_dims.values()) == {1} and not input_overlap:
+        (dim,) = input_dims
+        return win.rows(dim, ds.sizes[dim])
+    stride = {d: n - input_overlap.get(d, 0) for d, n in input_dims.items()}
+    return win.boxes(input_dims, stride, _regions(ds, list(input_dims)), remainder=remainder)
+
+
+def _regions(ds: xr.Dataset, dims: Sequence[str]) -> list[tuple[win.Region, ...]]:
+    """Return chromosomes for contact maps, the whole axis for anything else."""
+    if set(dims) == {"bin1", "bin2"} and "chrom1" in ds.coords:
+        return [pair if dims[0] == "bin1" else pair[::-1] for pair in _contact_regions(ds)]
+    if dims in (["bin1"], ["bin2"]) and f"chrom{dims[0][-1]}" in ds.coords:
+        return [(r,) for r in _axis_regions(ds, dims[0][-1])]
+    return [tuple(win.Region("", 0, ds.sizes[d]) for d in dims)]
+
+
+def _contact_regions(ds: xr.Dataset) -> list[tuple[win.Region, win.Region]]:
+    schema.require(ds, ["chrom1", "chrom2", "bin1", "bin2"], "contact windows")
+    return win.pair_regions(_axis_regions(ds, "1"), _axis_regions(ds, "2"))
+
+
+def _axis_regions(ds: xr.Dataset, side: str) -> list[win.Region]:
+    return win.regions_of(ds[f"chrom{side}"].values, ds[f"bin{side}"].values)
+
+
+def storage_blocks(source: Source, windows: Windows, *, shuffle: bool) -> Blocks:
+    """
+    Group samples that lie together in storage; without shuffling, runs of samples do.
+
+    Parameters
+    ----------
+    source : Source
+        What is read.
+    windows : Windows
+        Where its samples lie.
+    shuffle : bool
+        Whether blocks are visited in a permuted order.
+
+    Returns
+    -------
+    Blocks
+        One block if everything is in memory.
+    """
+    keys = source.keys()
+    if keys is None:
+        return even_blocks(len(windows), len(windows))
+    if shuffle:
+        return group(keys)
+    per_block = max(1, round(len(windows) / max(1, len(np.unique(keys)))))
+    return even_blocks(len(windows), per_block)

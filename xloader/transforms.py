@@ -1,0 +1,411 @@
+"""Functions from labelled batch to labelled batch; a user's own function is equal to them."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from typing_extensions import override
+
+from xloader.errors import SchemaError, TransformError
+from xloader.schema import require
+
+Transform = Callable[..., xr.Dataset]
+"""``f(batch)`` or ``f(batch, *, rng)``; sample by sample in meaning, vectorised in work."""
+
+
+class SampleRandom(Sequence[np.random.Generator]):
+    """
+    One random generator per sample, the same wherever and whenever the sample is drawn.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the loader.
+    epoch : int
+        Number of the epoch.
+    sample_id : ndarray of int64, shape (n,)
+        Samples of the batch.
+
+    Examples
+    --------
+    >>> rng = SampleRandom(0, epoch=2, sample_id=np.array([7, 9]))
+    >>> bool(rng[1].random() == SampleRandom(0, epoch=2, sample_id=np.array([9]))[0].random())
+    True
+    """
+
+    def __init__(self, seed: int, *, epoch: int, sample_id: npt.NDArray[np.int64]) -> None:
+        self.seed = seed
+        self.epoch = epoch
+        self.sample_id = sample_id
+
+    @override
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    @override
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return SampleRandom(self.seed, epoch=self.epoch, sample_id=self.sample_id[i])
+        return np.random.default_rng([self.seed, self.epoch, int(self.sample_id[i])])
+
+    @override
+    def __iter__(self) -> Iterator[np.random.Generator]:
+        return (self[i] for i in range(len(self)))
+
+
+def apply(transform: Transform, batch: xr.Dataset, *, rng: SampleRandom, dim: str) -> xr.Dataset:
+    """
+    Run a transform on a batch and hold it to the contract.
+
+    Parameters
+    ----------
+    transform : callable
+        ``f(batch)`` or ``f(batch, *, rng)``.
+    batch : xarray.Dataset
+        A labelled batch.
+    rng : SampleRandom
+        Handed to a transform that has a parameter `rng`.
+    dim : str
+        Dimension of the samples.
+
+    Returns
+    -------
+    xarray.Dataset
+        What the transform returned.
+
+    Raises
+    ------
+    TransformError
+        If it returned no Dataset, or not the same samples in the same order.
+    """
+    result: Any = transform(batch, rng=rng) if takes_rng(transform) else transform(batch)
+    name = getattr(transform, "__name__", repr(transform))
+    if not isinstance(result, xr.Dataset):
+        msg = f"transform {name!r} returned {type(result).__name__}; return the xarray.Dataset"
+        raise TransformError(msg)
+    before, after = batch.sizes[dim], result.sizes.get(dim)
+    if after != before:
+        msg = (
+            f"transform {name!r} changed the batch dimension {dim!r} from {before} to {after} samples; "
+            "a transform keeps every sample: select samples on the Dataset before the Loader"
+        )
+        raise TransformError(msg)
+    ids = result.variables.get("sample_id")
+    if ids is None or not np.array_equal(ids.values, batch.variables["sample_id"].values):
+        msg = f"transform {name!r} dropped or reordered `sample_id`; keep it as it comes"
+        raise TransformError(msg)
+    return result
+
+
+def takes_rng(transform: Transform) -> bool:
+    """
+    Say whether a transform asks for random generators.
+
+    Parameters
+    ----------
+    transform : callable
+        Any transform.
+
+    Returns
+    -------
+    bool
+        True if it has a parameter called `rng`.
+    """
+    try:
+        return "rng" in inspect.signature(transform).parameters
+    except ValueError:  # a builtin without a signature
+        return False
+
+
+def compose(*transforms: Transform) -> Transform:
+    """
+    Return one transform that runs several in order.
+
+    Parameters
+    ----------
+    *transforms : callable
+        Each ``f(batch)`` or ``f(batch, *, rng)``.
+
+    Returns
+    -------
+    callable
+        ``f(batch, *, rng)``.
+
+    Examples
+    --------
+    >>> both = compose(log1p("x"), fill(0, "x"))
+    >>> ds = xr.Dataset({"x": ("sample", [np.e - 1, np.nan])})
+    >>> both(ds).x.values
+    array([1., 0.])
+    """
+    return _Composed(transforms)
+
+
+class _Composed:
+    """A picklable chain of transforms."""
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        self.transforms = tuple(transforms)
+        self.__name__ = ", ".join(getattr(t, "__name__", repr(t)) for t in transforms)
+
+    def __call__(self, batch: xr.Dataset, *, rng: SampleRandom | None = None) -> xr.Dataset:
+        for transform in self.transforms:
+            batch = transform(batch, rng=rng) if takes_rng(transform) else transform(batch)
+        return batch
+
+
+class _Elementwise:
+    """A picklable transform that replaces some variables, each by itself."""
+
+    def __init__(
+        self,
+        label: str,
+        function: Callable[..., xr.DataArray],
+        variables: tuple[str, ...],
+        **options: Any,
+    ) -> None:
+        self.__name__ = label
+        self.function = function
+        self.variables = variables
+        self.options = options
+
+    def __call__(self, batch: xr.Dataset) -> xr.Dataset:
+        require(batch, self.variables, f"transform {self.__name__!r}")
+        with xr.set_options(keep_attrs=True):  # type: ignore[no-untyped-call]
+            return batch.assign(
+                {v: self.function(batch[v], batch, **self.options) for v in self.variables}
+            )
+
+
+def log1p(*variables: str) -> Transform:
+    """
+    Replace values by ``log(1 + x)``.
+
+    Parameters
+    ----------
+    *variables : str
+        Which variables; sparse ones stay sparse.
+
+    Returns
+    -------
+    Transform
+        Keeps shape and NaN; integers become floats.
+
+    Examples
+    --------
+    >>> log1p("count")(xr.Dataset({"count": ("sample", [0, 1])}))["count"].values.round(3)
+    array([0.   , 0.693])
+    """
+    return _Elementwise("log1p", _log1p, variables)
+
+
+def _log1p(x: xr.DataArray, _: xr.Dataset) -> xr.DataArray:
+    return np.log1p(x)  # type: ignore[return-value]
+
+
+def clip(low: float | None, high: float | None, *variables: str) -> Transform:
+    """
+    Limit values to a range.
+
+    Parameters
+    ----------
+    low, high : float or None
+        Bounds; None for no bound.
+    *variables : str
+        Which variables.
+
+    Returns
+    -------
+    Transform
+        Keeps shape, dtype and NaN.
+
+    Examples
+    --------
+    >>> clip(None, 2, "x")(xr.Dataset({"x": ("sample", [1, 5])})).x.values
+    array([1, 2])
+    """
+    return _Elementwise("clip", _clip, variables, low=low, high=high)
+
+
+def _clip(x: xr.DataArray, _: xr.Dataset, *, low: float | None, high: float | None) -> xr.DataArray:
+    if low is not None:
+        x = np.maximum(x, x.dtype.type(low))
+    return x if high is None else np.minimum(x, x.dtype.type(high))
+
+
+def fill(value: float, *variables: str) -> Transform:
+    """
+    Replace missing values.
+
+    Parameters
+    ----------
+    value : float
+        What NaN becomes.
+    *variables : str
+        Which variables.
+
+    Returns
+    -------
+    Transform
+        Keeps shape and dtype; the mask is gone.
+
+    Examples
+    --------
+    >>> fill(0, "x")(xr.Dataset({"x": ("sample", [1.0, np.nan])})).x.values
+    array([1., 0.])
+    """
+    return _Elementwise("fill", _fill, variables, value=value)
+
+
+def _fill(x: xr.DataArray, _: xr.Dataset, *, value: float) -> xr.DataArray:
+    return x.fillna(x.dtype.type(value))
+
+
+def balance(name: str = "weight", variable: str = "count") -> Transform:
+    """
+    Correct contact counts for the visibility of their bins.
+
+    Multiplicative vectors give ``count * w1 * w2``, divisive ones (attribute `divisive`)
+    ``count / (w1 * w2)``, as cooler and juicer define them. Divisors that are zero or not finite
+    count as masked.
+
+    Parameters
+    ----------
+    name : str, optional
+        Balancing vector; the batch has it as coordinates ``<name>1`` and ``<name>2``.
+    variable : str, optional
+        Counts to balance.
+
+    Returns
+    -------
+    Transform
+        Keeps the shape; float32 (float64 for float64 counts), NaN where a bin is masked.
+
+    Examples
+    --------
+    >>> ds = xr.Dataset(
+    ...     {"count": (("bin1", "bin2"), [[4, 2], [2, 8]])},
+    ...     {"weight1": ("bin1", [0.5, np.nan]), "weight2": ("bin2", [0.5, np.nan])},
+    ... )
+    >>> balance()(ds)["count"].values
+    array([[ 1., nan],
+           [nan, nan]], dtype=float32)
+    """
+    return _Elementwise("balance", _balance, (variable,), name=name)
+
+
+def _balance(x: xr.DataArray, batch: xr.Dataset, *, name: str) -> xr.DataArray:
+    sides = [f"{name}1", f"{name}2"]
+    if not set(sides) <= set(batch.coords):
+        there = sorted({str(c)[:-1] for c in batch.coords if "divisive" in batch[c].attrs})
+        msg = (
+            f"balancing vector {name!r} is not in this file; it has {there or 'none'}; name one of "
+            "them, or balance the file first"
+        )
+        raise SchemaError(msg)
+    first, second = (batch[s] for s in sides)
+    if first.attrs.get("divisive", False):
+        first, second = (1 / w.where((w != 0) & np.isfinite(w)) for w in (first, second))
+    dtype = np.float64 if x.dtype == np.float64 else np.float32
+    product = x.astype(np.float64) * first.astype(np.float64) * second.astype(np.float64)
+    return product.astype(dtype).transpose(*x.dims)
+
+
+def normalize_total(target_sum: float = 1e4, variable: str = "X") -> Transform:
+    """
+    Scale each cell to the same total count.
+
+    The source is scanpy's ``pp.normalize_total``: every cell is multiplied by
+    ``target_sum / sum``; cells without counts stay zero.
+
+    Parameters
+    ----------
+    target_sum : float, optional
+        Total of every cell afterwards.
+    variable : str, optional
+        Counts ``(cell, gene)``; sparse ones stay sparse.
+
+    Returns
+    -------
+    Transform
+        Keeps the shape; float32 (float64 for float64 counts).
+
+    Examples
+    --------
+    >>> ds = xr.Dataset({"X": (("cell", "gene"), [[1, 3], [0, 0]])})
+    >>> normalize_total(8)(ds).X.values
+    array([[2., 6.],
+           [0., 0.]], dtype=float32)
+    """
+    return _Elementwise("normalize_total", _normalize_total, (variable,), target_sum=target_sum)
+
+
+def _normalize_total(x: xr.DataArray, _: xr.Dataset, *, target_sum: float) -> xr.DataArray:
+    dtype = np.float64 if x.dtype == np.float64 else np.float32
+    total = x.sum(str(x.dims[1]), dtype=np.float64)
+    factor = (target_sum / total.where(total != 0, 1)).astype(dtype)
+    return x.astype(dtype) * factor
+
+
+def thin(keep: float, *, variable: str = "count", into: str | None = None) -> Transform:
+    """
+    Simulate lower coverage: keep each contact with a given probability.
+
+    Binomial thinning of Poisson counts gives Poisson counts of the lower depth. Windows that are
+    symmetric stay so.
+
+    Parameters
+    ----------
+    keep : float
+        Probability that a contact stays, above 0 and at most 1.
+    variable : str, optional
+        Raw integer counts ``(sample, bin1, bin2)``.
+    into : str, optional
+        Name of the thinned variable. Default: `variable` itself.
+
+    Returns
+    -------
+    Transform
+        Keeps shape and dtype; random by (seed, epoch, sample).
+
+    Raises
+    ------
+    SchemaError
+        If `keep` is out of range; when it runs, if counts are not integers.
+    """
+    if not 0 < keep <= 1:
+        msg = f"thin(keep={keep}) is impossible; choose a probability above 0 and at most 1"
+        raise SchemaError(msg)
+    return _Thin(keep, variable, into or variable)
+
+
+class _Thin:
+    __name__ = "thin"
+
+    def __init__(self, keep: float, variable: str, into: str) -> None:
+        self.keep = keep
+        self.variable = variable
+        self.into = into
+
+    def __call__(self, batch: xr.Dataset, *, rng: SampleRandom) -> xr.Dataset:
+        require(batch, [self.variable], "transform 'thin'")
+        x = batch[self.variable]
+        if x.dtype.kind not in "iu":
+            msg = f"transform 'thin' needs raw integer counts, but {self.variable!r} is {x.dtype}"
+            raise SchemaError(msg)
+        windows = zip(x.values, rng, strict=True)
+        thinned = np.stack([_thin_window(w, r, self.keep) for w, r in windows])
+        return batch.assign({self.into: x.copy(data=thinned)})
+
+
+def _thin_window(
+    window: npt.NDArray[Any], rng: np.random.Generator, keep: float
+) -> npt.NDArray[Any]:
+    thinned = rng.binomial(window, keep).astype(window.dtype)
+    if window.shape[0] == window.shape[1] and np.array_equal(window, window.T):
+        upper = np.triu(thinned)
+        return np.asarray(upper + np.triu(upper, 1).T)
+    return thinned
