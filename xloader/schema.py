@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xarray as xr
-from typing_extensions import override
 from xarray.core import indexing
 
 from xloader.arrays import StoredArray, TileArray
@@ -18,16 +17,6 @@ CHUNK_NBYTES = 16 * 2**20
 
 Column = tuple[npt.NDArray[Any], dict[str, Any]]
 """Values of one column and their attributes."""
-
-
-class Label(xr.Variable):
-    """A coordinate in memory that opening with ``chunks={}`` leaves there, so that it can select."""
-
-    __slots__ = ()
-
-    @override
-    def chunk(self, *args: Any, **kwargs: Any) -> Any:  # numpydoc ignore=GL08
-        return xr.Variable(self.dims, self.values, self.attrs, self.encoding)
 
 
 def lazy(
@@ -75,6 +64,30 @@ def _chunk_shape(array: StoredArray) -> tuple[int, ...]:
     return tuple(max(min(c, n), 1) for c, n in zip(chunk, shape, strict=True))
 
 
+class _LabelVariable(xr.Variable):
+    """A coordinate that stays in memory when its Dataset is opened with ``chunks={}``."""
+
+    __slots__ = ()
+
+    def _set(self, data: Any) -> None:
+        # xarray.open_dataset wraps values for lazy loading, then hands what is wrapped to dask
+        while isinstance(data, indexing.MemoryCachedArray | indexing.CopyOnWriteArray):
+            data = data.array
+        if isinstance(data, indexing.NumpyIndexingAdapter):
+            data = data.array
+        xr.Variable.data.fset(self, data)  # type: ignore[attr-defined]
+
+    data = property(xr.Variable.data.fget, _set)  # type: ignore[attr-defined]
+
+
+def _keep_labels(ds: xr.Dataset) -> xr.Dataset:
+    """Keep coordinates in memory: as dask arrays they could not be used in `query` or `isel`."""
+    for name in ds.coords:
+        if name not in ds.xindexes:
+            ds.variables[name].__class__ = _LabelVariable
+    return ds
+
+
 def contacts_dataset(
     count: TileArray,
     *,
@@ -108,13 +121,14 @@ def contacts_dataset(
     coords: dict[str, Any] = {}
     for side in ("1", "2"):
         dim = f"bin{side}"
-        coords[dim] = Label(dim, np.arange(len(start)))
-        coords[f"chrom{side}"] = Label(dim, chrom)
-        coords[f"start{side}"] = Label(dim, start, {"units": "bp"})
-        coords[f"end{side}"] = Label(dim, end, {"units": "bp"})
+        coords[dim] = xr.Variable(dim, np.arange(len(start)))
+        coords[f"chrom{side}"] = xr.Variable(dim, chrom)
+        coords[f"start{side}"] = xr.Variable(dim, start, {"units": "bp"})
+        coords[f"end{side}"] = xr.Variable(dim, end, {"units": "bp"})
         for name, (values, weight_attrs) in weights.items():
-            coords[f"{name}{side}"] = Label(dim, values, dict(weight_attrs))
-    return xr.Dataset({"count": lazy(("bin1", "bin2"), count)}, coords, dict(attrs))
+            coords[f"{name}{side}"] = xr.Variable(dim, values, dict(weight_attrs))
+    ds = xr.Dataset({"count": lazy(("bin1", "bin2"), count)}, coords, dict(attrs))
+    return _keep_labels(ds)
 
 
 def cells_dataset(
@@ -152,10 +166,10 @@ def cells_dataset(
         With integer coordinates `row` and `column` that keep their values through any selection.
     """
     everything: dict[str, Any] = {
-        "cell": Label("cell", cell),
-        "gene": Label("gene", gene),
-        "row": Label("cell", np.arange(len(cell))),
-        "column": Label("gene", np.arange(len(gene))),
+        "cell": xr.Variable("cell", cell),
+        "gene": xr.Variable("gene", gene),
+        "row": xr.Variable("cell", np.arange(len(cell))),
+        "column": xr.Variable("gene", np.arange(len(gene))),
         **(coords or {}),
     }
     taken = {*everything, *arrays, "sample_id", "valid"}
@@ -167,14 +181,14 @@ def cells_dataset(
                 label = f"{dim}_{label}"
             taken.add(label)
             extra = {} if label == name else {"column": name}
-            everything[label] = Label(dim, values, {**column_attrs, **extra})
+            everything[label] = xr.Variable(dim, values, {**column_attrs, **extra})
     variables = {
         name: lazy(dims, array, a)
         if isinstance(array, StoredArray)
         else xr.Variable(dims, array, a)
         for name, (dims, array, a) in arrays.items()
     }
-    return xr.Dataset(variables, everything, dict(attrs or {}))
+    return _keep_labels(xr.Dataset(variables, everything, dict(attrs or {})))
 
 
 def categorical_column(
