@@ -1,0 +1,47 @@
+"""HDF5 files that appear whole or not at all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+
+from xloader.errors import ReadError
+
+
+@contextmanager
+def new_file(path: str | Path, *, overwrite: bool) -> Iterator[h5py.File]:
+    """
+    Write an HDF5 file beside its final place and move it there when it is whole.
+
+    Parameters
+    ----------
+    path : str or Path
+        Where the file goes.
+    overwrite : bool
+        Whether a file that is there already is replaced.
+
+    Yields
+    ------
+    h5py.File
+        Open for writing.
+
+    Raises
+    ------
+    ReadError
+        If the file exists and may not be replaced, or its folder does not exist.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        msg = f"{str(path)!r} exists; pass overwrite=True to replace it, or choose another path"
+        raise ReadError(msg)
+    if not path.parent.is_dir():
+        msg = f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first"
+        raise ReadError(msg)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with h5py.File(partial, "w") as f:
+            yield f
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
