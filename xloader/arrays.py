@@ -99,9 +99,7 @@ class RowArray(StoredArray):
             If the bytes cannot be read or decoded.
         """
 
-    def read_ranges(
-        self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
-    ) -> CSRArray:
+    def read_ranges(self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> CSRArray:
         """
         Read several ranges of rows.
 

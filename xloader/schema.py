@@ -80,8 +80,22 @@ class _LabelVariable(xr.Variable):
     data = property(xr.Variable.data.fget, _set)  # type: ignore[attr-defined]
 
 
-def _keep_labels(ds: xr.Dataset) -> xr.Dataset:
-    """Keep coordinates in memory: as dask arrays they could not be used in `query` or `isel`."""
+def keep_labels(ds: xr.Dataset) -> xr.Dataset:
+    """
+    Keep coordinates in memory when the Dataset is opened with ``chunks={}``.
+
+    As dask arrays they could not be used in `query`, `where` or `isel`.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        What a backend is about to return; changed in place.
+
+    Returns
+    -------
+    xarray.Dataset
+        The same object.
+    """
     for name in ds.coords:
         if name not in ds.xindexes:
             ds.variables[name].__class__ = _LabelVariable
@@ -128,7 +142,7 @@ def contacts_dataset(
         for name, (values, weight_attrs) in weights.items():
             coords[f"{name}{side}"] = xr.Variable(dim, values, dict(weight_attrs))
     ds = xr.Dataset({"count": lazy(("bin1", "bin2"), count)}, coords, dict(attrs))
-    return _keep_labels(ds)
+    return keep_labels(ds)
 
 
 def cells_dataset(
@@ -188,7 +202,7 @@ def cells_dataset(
         else xr.Variable(dims, array, a)
         for name, (dims, array, a) in arrays.items()
     }
-    return _keep_labels(xr.Dataset(variables, everything, dict(attrs or {})))
+    return keep_labels(xr.Dataset(variables, everything, dict(attrs or {})))
 
 
 def categorical_column(

@@ -2,6 +2,8 @@
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from xloader.arrays import Key, StoredArray
-from xloader.errors import ReadError
+from xloader.errors import ReadError, XloaderError
 
 _MAX_OPEN = 32
 _handles: OrderedDict[tuple[int, str, int], h5py.File] = OrderedDict()
@@ -59,6 +61,65 @@ def open_hdf5(path: str) -> h5py.File:
     return handle
 
 
+def close_hdf5(path: str) -> None:
+    """
+    Drop this process's handle of a file, so that it can be written; a later read opens it again.
+
+    Parameters
+    ----------
+    path : str
+        Path of the file, as it was opened.
+    """
+    for key in [k for k in list(_handles) if k[:2] == (os.getpid(), path)]:
+        _handles.pop(key, None)
+
+
+@contextmanager
+def damage_told(what: str) -> Iterator[None]:
+    """
+    Turn what h5py raises on damaged bytes, of several kinds, into a ReadError.
+
+    Parameters
+    ----------
+    what : str
+        What is read, for the message.
+
+    Yields
+    ------
+    None
+        Errors of this package pass unchanged.
+
+    Raises
+    ------
+    ReadError
+        If the body meets damage.
+    """
+    try:
+        yield
+    except XloaderError:
+        raise
+    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as e:
+        msg = f"cannot read {what}: {e}; the file is truncated or damaged, get a new copy"
+        raise ReadError(msg) from e
+
+
+def text(value: Any) -> str:
+    """
+    Return an attribute as a string, which some writers store as bytes.
+
+    Parameters
+    ----------
+    value : str or bytes
+        Value of an HDF5 attribute.
+
+    Returns
+    -------
+    str
+        Decoded as UTF-8.
+    """
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 def read(path: str, name: str, key: Any = ()) -> npt.NDArray[Any]:
     """
     Read a part of one HDF5 dataset.
@@ -82,13 +143,8 @@ def read(path: str, name: str, key: Any = ()) -> npt.NDArray[Any]:
     ReadError
         If the bytes cannot be read or decoded.
     """
-    try:
+    with damage_told(f"{name!r} of {path!r}"):
         return np.asarray(open_hdf5(path)[name][key])
-    except ReadError:
-        raise
-    except OSError as e:
-        msg = f"cannot read {name!r} of {path!r}: {e}; the file is truncated or damaged"
-        raise ReadError(msg) from e
 
 
 class HDF5Array(StoredArray):
@@ -105,10 +161,16 @@ class HDF5Array(StoredArray):
 
     def __init__(self, path: str, name: str) -> None:
         dataset = open_hdf5(path)[name]
-        super().__init__(dataset.shape, dataset.dtype)
+        super().__init__(dataset.shape, dataset.dtype.newbyteorder("="))
         self.path = path
         self.name = name
+        self.chunks: tuple[int, ...] = dataset.chunks or super().unit
+
+    @property
+    @override
+    def unit(self) -> tuple[int, ...]:  # numpydoc ignore=GL08
+        return self.chunks
 
     @override
     def _raw(self, key: Key) -> npt.NDArray[Any]:
-        return read(self.path, self.name, key)
+        return read(self.path, self.name, key).astype(self.dtype, copy=False)

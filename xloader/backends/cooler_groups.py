@@ -1,0 +1,304 @@
+"""What the groups of a cooler file say: which maps there are, their bins; no pixel is read."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from xloader.backends.hdf5 import open_hdf5
+from xloader.errors import ReadError, SchemaError
+from xloader.schema import Column
+
+DIVISIVE = frozenset({"KR", "VC", "VC_SQRT", "SCALE"})
+"""Columns that divide counts where their own attribute `divisive_weights` does not say."""
+
+_GROUPS = ("bins", "pixels", "indexes")
+_LABELS = frozenset({"chrom", "start", "end", "bin"})  # `bin` + "1" is the dimension
+
+
+@contextmanager
+def damage_told(path: str) -> Iterator[None]:
+    """
+    Turn what h5py raises on damaged metadata, of several kinds, into one error.
+
+    Parameters
+    ----------
+    path : str
+        Path of the file, for the message.
+
+    Yields
+    ------
+    None
+        The block runs.
+
+    Raises
+    ------
+    ReadError
+        If the block raises an `OSError`, a `RuntimeError` or a `KeyError`.
+    """
+    try:
+        yield
+    except (ReadError, SchemaError):
+        raise
+    except (OSError, RuntimeError, KeyError) as e:
+        msg = f"cannot read {path!r}: {e}; the file is truncated or damaged, get a new copy"
+        raise ReadError(msg) from e
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def part(cooler: h5py.Group, name: str) -> h5py.Dataset:
+    """
+    Return a dataset that every cooler has.
+
+    Parameters
+    ----------
+    cooler : h5py.Group
+        Group of one map.
+    name : str
+        Path of the dataset in it, such as ``"bins/start"``.
+
+    Returns
+    -------
+    h5py.Dataset
+        Nothing is read yet.
+
+    Raises
+    ------
+    SchemaError
+        If it is not there.
+    """
+    if name not in cooler:
+        group = name.partition("/")[0]
+        there = f"`{group}` has {sorted(cooler[group])}" if group in cooler else "nor that group"
+        msg = (
+            f"{cooler.name!r} of {cooler.file.filename!r} lacks `{name}`, which every cooler has "
+            f"({there}); the file was not written to its end, or is no cooler: write it again"
+        )
+        raise SchemaError(msg)
+    return cooler[name]
+
+
+def _is_cooler(group: Any) -> bool:
+    return isinstance(group, h5py.Group) and all(
+        isinstance(group.get(name), h5py.Group) for name in _GROUPS
+    )
+
+
+def choose(path: str, group: str, resolution: int | None) -> str:
+    """
+    Return the group of the one map that is asked for.
+
+    Parameters
+    ----------
+    path : str
+        Path of the file.
+    group : str
+        Where in the file to look.
+    resolution : int or None
+        Size of the bins, in bp; None for the only one there is.
+
+    Returns
+    -------
+    str
+        Path of the group.
+
+    Raises
+    ------
+    SchemaError
+        If there is no map, none of this resolution, or more than one to choose from.
+    """
+    found = coolers(path, group)
+    sizes = ", ".join(str(size) for size in found if size is not None)
+    if resolution is None and len(found) == 1:
+        return next(iter(found.values()))
+    if resolution is not None and resolution in found:
+        return found[resolution]
+    if resolution is None:
+        largest = max(size for size in found if size is not None)
+        msg = (
+            f"{path!r} has {len(found)} resolutions ({sizes} bp) and none was asked for; "
+            f"choose one, such as `resolution={largest}`"
+        )
+    elif None in found:
+        msg = (
+            f"resolution {resolution} was asked of {path!r}, whose bins have no one size; "
+            "leave `resolution` out"
+        )
+    else:
+        msg = f"{path!r} has no resolution {resolution}; it has {sizes} (bp): choose one of them"
+    raise SchemaError(msg)
+
+
+def coolers(path: str, name: str) -> dict[int | None, str]:
+    """
+    Find the coolers at or below a group.
+
+    Parameters
+    ----------
+    path : str
+        Path of the file.
+    name : str
+        Where in the file to look.
+
+    Returns
+    -------
+    dict of int or None to str
+        Path of each cooler by its bin size, in bp, increasing; None for variable bins.
+
+    Raises
+    ------
+    SchemaError
+        If there is none.
+    """
+    file = open_hdf5(path)
+    group = file.get(name)
+    if not isinstance(group, h5py.Group):
+        msg = f"{path!r} has no group {name!r}; at its root it has {sorted(file)}"
+        raise SchemaError(msg)
+    if _is_cooler(group):
+        return {_binsize(group): name}
+    prefix = name.rstrip("/")
+    # resolutions/<bp>, or the numbered zoom levels of the files of 2016 and 2017
+    folder = f"{prefix}/resolutions" if isinstance(group.get("resolutions"), h5py.Group) else name
+    levels = [f"{folder.rstrip('/')}/{k}" for k in file[folder] if k.isdecimal()]
+    found = {_binsize(file[level]): level for level in levels if _is_cooler(file[level])}
+    if found:
+        return dict(sorted(found.items(), key=lambda item: item[0] or 0))
+    if isinstance(group.get("cells"), h5py.Group):
+        cells = sorted(group["cells"])
+        msg = (
+            f"{path!r} holds {len(cells)} single cells in {prefix + '/cells'!r}, not one map; "
+            f"open one of them as '{path}::{prefix}/cells/{cells[0] if cells else 'ID'}'"
+        )
+    else:
+        msg = (
+            f"{path!r} is HDF5 but no cooler: {name!r} has {sorted(group)}, a cooler has "
+            f"{sorted(_GROUPS)} or `resolutions`; open it with the engine for its own format"
+        )
+    raise SchemaError(msg)
+
+
+def _binsize(cooler: h5py.Group) -> int | None:
+    """Return the size of the bins in bp, None where it varies."""
+    if _text(cooler.attrs.get("bin-type", "")) == "variable":
+        return None
+    size = cooler.attrs.get("bin-size")
+    if isinstance(size, np.integer):
+        return int(size)
+    start, end = (part(cooler, f"bins/{name}")[()] for name in ("start", "end"))
+    # the last bin of a chromosome is shorter: the next one does not start where it ends
+    sizes = np.unique((end - start)[:-1][start[1:] == end[:-1]])
+    return int(sizes[0]) if len(sizes) == 1 else None
+
+
+def storage_mode(cooler: h5py.Group) -> str:
+    """
+    Say which pixels are stored.
+
+    Parameters
+    ----------
+    cooler : h5py.Group
+        Group of one map.
+
+    Returns
+    -------
+    str
+        ``"symmetric-upper"``, also where an old file does not say, or ``"square"``.
+    """
+    return _text(cooler.attrs.get("storage-mode", "symmetric-upper"))
+
+
+def labels(cooler: h5py.Group) -> dict[str, Any]:
+    """
+    Read every label of a map.
+
+    Parameters
+    ----------
+    cooler : h5py.Group
+        Group of one map.
+
+    Returns
+    -------
+    dict
+        `chrom`, `start`, `end`, `weights` and `attrs` of `xloader.schema.contacts_dataset`.
+
+    Raises
+    ------
+    ReadError
+        If a bin lies on a chromosome that the file does not name.
+    SchemaError
+        If a part that every cooler has is missing.
+    """
+    names = _strings(part(cooler, "chroms/name"))
+    binsize = _binsize(cooler)
+    assembly = cooler.attrs.get("genome-assembly", cooler.attrs.get("assembly", "unknown"))
+    return {
+        "chrom": _chrom(cooler, names),
+        "start": part(cooler, "bins/start")[()],
+        "end": part(cooler, "bins/end")[()],
+        "weights": _columns(cooler["bins"]),
+        "attrs": {
+            "binsize": binsize,
+            "resolution": binsize,
+            "assembly": _text(assembly),
+            "storage_mode": storage_mode(cooler),
+            "chroms": names.tolist(),
+            "chrom_lengths": part(cooler, "chroms/length")[()].tolist(),
+        },
+    }
+
+
+def _strings(dataset: h5py.Dataset) -> npt.NDArray[Any]:
+    return np.array([_text(name) for name in dataset[()].tolist()], object)
+
+
+def _chrom(cooler: h5py.Group, names: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the chromosome name of each bin, whichever way the file writes it."""
+    dataset = part(cooler, "bins/chrom")
+    values, places = np.unique(dataset[()], return_inverse=True)
+    if dataset.dtype.kind in "SO":
+        return np.array([_text(name) for name in values.tolist()], object)[places]
+    # the members of an enum come back in alphabetical order; only their codes mean something
+    members = h5py.check_enum_dtype(dataset.dtype)
+    table = {code: name for name, code in members.items()} if members else dict(enumerate(names))
+    unknown = [code for code in values.tolist() if code not in table]
+    if unknown:
+        msg = (
+            f"`bins/chrom` of {cooler.file.filename!r} has codes {unknown[:5]}, which stand for "
+            f"none of its {len(names)} chromosomes; the file is damaged, get a new copy"
+        )
+        raise ReadError(msg)
+    return np.array([table[code] for code in values.tolist()], object)[places]
+
+
+def _columns(bins: h5py.Group) -> dict[str, Column]:
+    """Return every further column of the bins; those of floats are balancing vectors."""
+    columns: dict[str, Column] = {}
+    for name, dataset in bins.items():
+        if name in _LABELS or getattr(dataset, "shape", None) != bins["start"].shape:
+            continue
+        attrs = _plain(dataset.attrs)
+        if dataset.dtype.kind == "f":
+            attrs["divisive"] = bool(attrs.get("divisive_weights", name in DIVISIVE))
+            columns[name] = dataset[()].astype(np.float64), attrs
+        else:
+            values = _strings(dataset) if dataset.dtype.kind in "SO" else dataset[()]
+            columns[name] = values, attrs
+    return columns
+
+
+def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes as Python scalars, strings and lists; others (references) are left out."""
+    plain: dict[str, Any] = {}
+    for name, value in attrs.items():
+        if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biufU":
+            plain[name] = value.tolist()
+        elif isinstance(value, str | bytes | np.bytes_):
+            plain[name] = _text(value)
+    return plain

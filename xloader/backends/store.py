@@ -1,0 +1,270 @@
+"""The training store as a lazy labelled Dataset; read straight from mapped shards, without zarr."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from typing_extensions import override
+from xarray.backends import BackendEntrypoint
+
+from xloader.arrays import Key, RowArray, StoredArray, TileArray
+from xloader.csr import CSRArray
+from xloader.errors import ReadError, SchemaError
+from xloader.schema import keep_labels, lazy
+from xloader.store.layout import BLOCK_ROWS, TILE, decode, read_root, root_attributes
+from xloader.store.shards import ShardedArray
+from xloader.store.write import read_label
+
+Int64 = npt.NDArray[np.int64]
+
+
+class StoreRows(RowArray):
+    """
+    Sparse rows, stored as padded blocks of values and of column differences.
+
+    Parameters
+    ----------
+    values, deltas : ShardedArray, shape (n_blocks, width)
+        Values, and differences of columns within each row.
+    indptr : ndarray of int64, shape (n_rows + 1,)
+        First value of each row, and their number.
+    shape : tuple of int
+        ``(n_rows, n_columns)``.
+    dtype : dtype-like
+        Type of the values as xarray sees them.
+    """
+
+    def __init__(
+        self,
+        values: ShardedArray,
+        deltas: ShardedArray,
+        indptr: Int64,
+        shape: tuple[int, int],
+        dtype: npt.DTypeLike,
+    ) -> None:
+        super().__init__(shape, dtype, BLOCK_ROWS)
+        self.values = values
+        self.deltas = deltas
+        self.indptr = indptr
+
+    @override
+    def read_rows(self, start: int, stop: int) -> CSRArray:  # numpydoc ignore=GL08
+        return self.read_ranges(np.array([start]), np.array([stop]))
+
+    @override
+    def read_ranges(self, starts: Int64, stops: Int64) -> CSRArray:  # numpydoc ignore=GL08
+        rows = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
+        blocks, slot = np.unique(rows // BLOCK_ROWS, return_inverse=True)
+        block = self._decode(blocks)
+        # row of the decoded blocks that each row wanted is; blocks before the last are full
+        place = slot * BLOCK_ROWS + rows % BLOCK_ROWS
+        if len(place) == block.shape[0] and bool((np.diff(place) == 1).all()):
+            return block
+        return block.take_rows(place)
+
+    def _decode(self, blocks: Int64) -> CSRArray:
+        """Return all rows of some blocks, each decoded once."""
+        if len(blocks) == 0:
+            empty = np.zeros(0, np.int32)
+            return CSRArray(
+                empty.astype(self.dtype), empty, np.zeros(1, np.int64), (0, self.shape[1])
+            )
+        first, last = blocks * BLOCK_ROWS, np.minimum((blocks + 1) * BLOCK_ROWS, self.shape[0])
+        chunks = np.stack([blocks, np.zeros_like(blocks)], axis=1)
+        lengths = self.indptr[last] - self.indptr[first]
+        used = np.arange(self.values.chunk_shape[1]) < lengths[:, None]
+        data = self.values.read_chunks(chunks)[:, 0][used].astype(self.dtype, copy=False)
+        steps = self.deltas.read_chunks(chunks)[:, 0][used]
+        pieces = [np.diff(self.indptr[a : b + 1]) for a, b in zip(first, last, strict=True)]
+        counts = np.concatenate(pieces)
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        # a running sum over all rows, less what it was when each row began
+        narrow = np.int32 if self.shape[1] < 2**31 else np.int64
+        total = np.cumsum(steps, dtype=np.int64)
+        began = np.where(
+            indptr[:-1] > 0, total[np.maximum(indptr[:-1], 1) - 1] if len(total) else 0, 0
+        )
+        indices = (total - np.repeat(began, counts)).astype(narrow)
+        return CSRArray(data, indices, indptr, (len(counts), self.shape[1]))
+
+    @override
+    def nnz_of(self, starts: Int64, stops: Int64) -> Int64:  # numpydoc ignore=GL08
+        return np.asarray(self.indptr[stops] - self.indptr[starts])
+
+
+class StoreTiles(TileArray):
+    """
+    A contact map, stored as square tiles.
+
+    Parameters
+    ----------
+    array : ShardedArray, shape (n_bins, n_bins)
+        Tiles.
+    dtype : dtype-like
+        Type of the counts as xarray sees them.
+    symmetric : bool
+        Whether only the upper tiles are stored.
+    """
+
+    def __init__(self, array: ShardedArray, dtype: npt.DTypeLike, *, symmetric: bool) -> None:
+        super().__init__(array.shape[0], dtype, TILE, symmetric=symmetric)
+        self.array = array
+
+    @override
+    def read_tiles(self, ij: Int64) -> npt.NDArray[Any]:  # numpydoc ignore=GL08
+        return self.array.read_chunks(ij).astype(self.dtype, copy=False)
+
+
+class StoreDense(StoredArray):
+    """
+    A dense array, stored in chunks of whole rows.
+
+    Parameters
+    ----------
+    array : ShardedArray
+        Chunks.
+    dtype : dtype-like
+        Type of the values as xarray sees them.
+    """
+
+    def __init__(self, array: ShardedArray, dtype: npt.DTypeLike) -> None:
+        super().__init__(array.shape, dtype)
+        self.array = array
+
+    @property
+    @override
+    def unit(self) -> tuple[int, ...]:  # numpydoc ignore=GL08
+        return self.array.chunk_shape
+
+    @override
+    def _raw(self, key: Key) -> npt.NDArray[Any]:
+        rows = np.arange(self.shape[0])[key[0]]
+        length = self.array.chunk_shape[0]
+        chunks, slot = np.unique(np.atleast_1d(rows) // length, return_inverse=True)
+        ids = np.zeros((len(chunks), len(self.shape)), np.int64)
+        ids[:, 0] = chunks
+        picked = self.array.read_chunks(ids)[slot, np.atleast_1d(rows) % length]
+        picked = picked.astype(self.dtype, copy=False)[(slice(None), *key[1:])]
+        return picked if np.ndim(rows) else picked[0]
+
+
+class StoreBackendEntrypoint(BackendEntrypoint):
+    """Opens a training store with ``xarray.open_dataset(path, engine="xloader")``."""
+
+    description = "Training stores of xloader"
+    open_dataset_parameters = ("filename_or_obj", "drop_variables", "resolution")
+
+    @override
+    def guess_can_open(self, filename_or_obj: Any) -> bool:  # numpydoc ignore=GL08
+        if not isinstance(filename_or_obj, str | os.PathLike):
+            return False
+        return "xloader" in root_attributes(Path(os.fsdecode(filename_or_obj)))
+
+    @override
+    def open_dataset(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        resolution: int | None = None,
+    ) -> xr.Dataset:
+        """
+        Open a store, or one resolution of it.
+
+        Parameters
+        ----------
+        filename_or_obj : str or path-like
+            Directory of the store.
+        drop_variables : str or iterable of str, optional
+            Variables to leave out.
+        resolution : int, optional
+            Bin size, in bp, of a store of contact maps. Default: the only one there is.
+
+        Returns
+        -------
+        xarray.Dataset
+            Lazily indexed, with every label that was converted.
+
+        Raises
+        ------
+        ReadError
+            If nothing is there, the conversion was interrupted, or the store is damaged or newer.
+        SchemaError
+            If it is no store, or has no such resolution.
+        """
+        store = Path(os.fsdecode(filename_or_obj))
+        root = read_root(store)
+        name = _choose(store, root, resolution)
+        try:
+            ds = _group(store / name, name, root)
+        except (KeyError, TypeError, AttributeError, IndexError) as e:
+            msg = f"the metadata of store {str(store)!r} are damaged ({e!r}); convert the source again"
+            raise ReadError(msg) from e
+        drop = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
+        return ds.drop_vars(drop, errors="ignore")
+
+
+def resolutions(path: str | Path) -> list[int]:
+    """
+    List the resolutions of a store of contact maps.
+
+    Parameters
+    ----------
+    path : str or Path
+        Directory of the store.
+
+    Returns
+    -------
+    list of int
+        Bin sizes, in bp, increasing; empty for variable bins and for cells.
+    """
+    names = [name.partition("/")[2] for name in read_root(Path(path))["groups"]]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _choose(store: Path, root: Mapping[str, Any], resolution: int | None) -> str:
+    names = list(root["groups"])
+    if resolution is None and len(names) == 1:
+        return str(names[0])
+    name = f"resolutions/{resolution}"
+    if resolution is not None and name in names:
+        return name
+    found = ", ".join(map(str, resolutions(store))) or "none: its bins have no single size"
+    if root["kind"] != "contacts":
+        found = f"none: it holds {root['kind']}"
+    asked = "none was asked for" if resolution is None else f"{resolution} was asked for"
+    msg = f"store {str(store)!r}: {asked}; the resolutions it has are {found} (bp): `resolution=`"
+    raise SchemaError(msg)
+
+
+def _group(folder: Path, name: str, root: Mapping[str, Any]) -> xr.Dataset:
+    group = root["groups"][name]
+    prefix = f"{name}/" if name else ""
+
+    def array(path: str) -> ShardedArray:
+        return ShardedArray(str(folder / path), root["arrays"][f"{prefix}{path}"]["files"])
+
+    variables: dict[str, xr.Variable] = {}
+    for key, d in {**group["coords"], **group["variables"]}.items():
+        if d["layout"] == "label":
+            values = read_label(folder, d)
+            variables[key] = xr.Variable(d["dims"], values, decode(d["attrs"]))
+        else:
+            variables[key] = lazy(d["dims"], _stored(folder, d, array), decode(d["attrs"]))
+    coords = {k: variables[k] for k in group["coords"]}
+    data = {k: variables[k] for k in group["variables"]}
+    return keep_labels(xr.Dataset(data, coords, decode(group["attrs"])))
+
+
+def _stored(folder: Path, d: Mapping[str, Any], array: Any) -> StoredArray:
+    if d["layout"] == "rows":
+        indptr = np.asarray(read_label(folder / d["path"], d["indptr"]), np.int64)
+        values, deltas = (array(f"{d['path']}/{k}") for k in ("values", "deltas"))
+        return StoreRows(values, deltas, indptr, tuple(d["shape"]), d["dtype"])
+    if d["layout"] == "tiles":
+        return StoreTiles(array(d["path"]), d["dtype"], symmetric=d["symmetric"])
+    return StoreDense(array(d["path"]), d["dtype"])

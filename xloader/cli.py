@@ -1,0 +1,97 @@
+"""The command line: ``xloader demo`` and ``xloader convert``."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xloader.errors import XloaderError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="xloader")
+def cli() -> None:
+    """Labelled, fast and reproducible loading of contact matrices and single-cell arrays."""
+
+
+@cli.command()
+@click.argument("source", type=click.Path())
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--codec", type=click.Choice(["fast", "small"]), default="fast")
+@click.option("--memory-budget", default="1GB", help="Most memory to use.")
+@click.option("--overwrite", is_flag=True, help="Replace a store that exists.")
+def convert(source: str, store: Path, codec: str, memory_budget: str, *, overwrite: bool) -> None:
+    """Write SOURCE (.cool, .mcool, .h5ad) as a training store STORE."""
+    from xloader.convert import convert as run
+
+    click.echo(run(source, store, codec=codec, memory_budget=memory_budget, overwrite=overwrite))
+
+
+@cli.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="xloader-demo", help="Output folder."
+)
+@click.option("--contacts", type=click.Path(), help="Your own .cool, .mcool or store.")
+@click.option("--resolution", type=int, help="Bin size, in bp.  [default: the finest]")
+@click.option("--held-out-chromosome", help="Chromosome to validate on.  [default: a middle one]")
+@click.option("--cells", type=click.Path(), help="Your own .h5ad or store.")
+@click.option("--label", help="Column to predict.  [default: a usual name, such as cell_type]")
+@click.option("--split-by", help="Column to hold out by.  [default: a usual name, such as donor]")
+@click.option("--held-out", help="Value of that column to hold out.  [default: the last]")
+@click.option("--variable", default="X", help="Counts to learn from: X or a layer.")
+@click.option("--steps", type=click.IntRange(1), help="Training steps.  [default: 200 and 300]")
+@click.option("--seed", default=0, help="Seed of everything random.")
+def demo(
+    out: Path,
+    contacts: str | None,
+    resolution: int | None,
+    held_out_chromosome: str | None,
+    cells: str | None,
+    steps: int | None,
+    seed: int,
+    **cells_options: Any,
+) -> None:
+    """
+    Train on contact maps and on cells, from file to validated predictions.
+
+    Simulates both kinds of data, or takes your own files.
+    """
+    try:
+        from xloader import demo as job
+    except ImportError as e:
+        msg = f"the demo needs torch and matplotlib ({e}): pip install 'xloader[torch,plot]'"
+        raise click.ClickException(msg) from e
+    started = time.perf_counter()
+    common: dict[str, Any] = {"seed": seed} | ({} if steps is None else {"steps": steps})
+    results = job.run(
+        out,
+        contacts=contacts,
+        cells=cells,
+        contacts_options={"resolution": resolution, "held_out": held_out_chromosome, **common},
+        cells_options={**cells_options, **common},
+    )
+    for result in results:
+        click.echo(
+            f"\n{result.name}\n"
+            f"  {result.metric}: {result.model:.4f}, baseline {result.baseline:.4f} "
+            f"({'better' if result.better else 'NOT better'})\n"
+            f"  {result.samples_per_second:,.0f} samples/s in training, "
+            f"{result.wait_share:.1%} of the time waiting for data"
+        )
+    click.echo(f"\n{time.perf_counter() - started:.0f} s in all; see {out / 'demo.png'}")
+    click.echo(f"predictions: {out / 'predictions.zarr'} (groups contacts, cells)")
+
+
+def main() -> None:
+    """Run the command line; errors of xloader are one message, not a traceback."""
+    try:
+        cli()
+    except XloaderError as e:
+        click.echo(f"xloader: {e}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

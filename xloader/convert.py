@@ -1,0 +1,332 @@
+"""From file or Dataset to training store: tasks of whole shards, run by dask, visible when complete."""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from dask.utils import format_bytes, parse_bytes
+from tqdm import tqdm
+
+from xloader import schema, trace
+from xloader.arrays import RowArray
+from xloader.errors import PlanError, ReadError, SchemaError
+from xloader.open import identify, open_cells, open_contacts, resolutions
+from xloader.store.layout import TILE, encode, partial_of, path_of, write_group, write_root
+from xloader.store.shards import n_cpus
+from xloader.store.staging import stage_dense, stage_order, stage_selection
+from xloader.store.write import CODECS, describe, manifest, write_label
+from xloader.store.writers import DenseWriter, RowsWriter, TileSource, TilesWriter, Writer
+
+Int64 = npt.NDArray[np.int64]
+_STAGING = "~staging"
+
+
+def convert(
+    source: str | os.PathLike[str] | xr.Dataset,
+    store: str | os.PathLike[str],
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    codec: str = "fast",
+    memory_budget: int | str = "1GB",
+    max_distance: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> xr.Dataset:
+    """
+    Write a training store: zarr v3, sharded, with every label.
+
+    It is built beside its final place and moved there when it is complete.
+
+    Parameters
+    ----------
+    source : str, path-like or xarray.Dataset
+        A ``.cool``, ``.mcool`` (all its resolutions) or ``.h5ad`` file, another store, or an opened
+        Dataset with whatever was selected from it.
+    store : str or path-like
+        Directory to make.
+    shuffle : bool, optional
+        Whether cells are written in a random order; `row` keeps where each came from.
+    seed : int, optional
+        Seed of that order.
+    codec : {"fast", "small"}, optional
+        Quick to decode (lz4), or few bytes (zstd).
+    memory_budget : int or str, optional
+        Bytes that the tasks running at the same time may take.
+    max_distance : int, optional
+        Contacts farther apart than this, in bp, and between chromosomes are left out, tile by tile.
+    overwrite : bool, optional
+        Whether an existing store is replaced, once the new one is complete.
+    progress : bool, optional
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    xarray.Dataset
+        The opened store; the finest resolution, if it has several.
+
+    Raises
+    ------
+    PlanError
+        If options do not fit the data, or a task does not fit the budget.
+    ReadError
+        If the source cannot be read, or the store exists already.
+    SchemaError
+        If the source is of no supported kind.
+    """
+    target = Path(os.fsdecode(store))
+    if codec not in CODECS:
+        msg = f"codec={codec!r} is unknown; choose one of {CODECS}"
+        raise PlanError(msg)
+    budget = parse_bytes(memory_budget)
+    if target.exists() and not overwrite:
+        msg = f"{str(target)!r} exists; pass overwrite=True to replace it, or choose another path"
+        raise ReadError(msg)
+    if not target.parent.is_dir():
+        msg = f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}; make it first"
+        raise ReadError(msg)
+    groups = _groups(source)
+    kind = schema.kind(next(iter(groups.values())))
+    _check(groups, kind, shuffle=shuffle, max_distance=max_distance)
+    partial = partial_of(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with tqdm(desc=f"convert to {target.name}", unit="shard", disable=not progress) as bar:
+            job = _Job(partial, codec, budget, bar)
+            described = {
+                name: job.group(name, ds, _order(ds, seed) if shuffle else None, max_distance)
+                for name, ds in groups.items()
+            }
+        write_root(partial, {"kind": kind, "groups": described, "arrays": manifest(partial)})
+        _publish(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if kind == "cells":
+        return open_cells(target)
+    return open_contacts(target, resolution=min(resolutions(target), default=None))
+
+
+def _groups(source: Any) -> dict[str, xr.Dataset]:
+    """Return what is converted, by the name of its group."""
+    if not isinstance(source, xr.Dataset):
+        if not isinstance(source, str | os.PathLike):
+            msg = f"cannot convert a {type(source).__name__}; give a path or an opened Dataset"
+            raise SchemaError(msg)
+        if identify(source)[1] == "cells":
+            return {"": open_cells(source)}
+        sizes: list[int | None] = [*resolutions(source)]
+        maps = [open_contacts(source, resolution=size) for size in sizes or [None]]
+        return {_group_name(ds): ds for ds in maps}
+    return {_group_name(source) if schema.kind(source) == "contacts" else "": source}
+
+
+def _group_name(ds: xr.Dataset) -> str:
+    resolution = ds.attrs.get("resolution")
+    return f"resolutions/{'variable' if resolution is None else int(resolution)}"
+
+
+def _check(
+    groups: Mapping[str, xr.Dataset], kind: str, *, shuffle: bool, max_distance: int | None
+) -> None:
+    """Refuse what cannot be written, before anything is read."""
+    for ds in groups.values():
+        empty = [str(d) for d, n in ds.sizes.items() if n == 0]
+        if empty or not ds.data_vars:
+            msg = f"there is nothing to convert: {dict(ds.sizes)}, variables {list(ds.data_vars)}"
+            raise PlanError(msg)
+        if kind == "contacts" and ds.sizes["bin1"] != ds.sizes["bin2"]:
+            msg = (
+                f"a store of contacts is square, but the selection is {dict(ds.sizes)}; select the same "
+                "bins on bin1 and bin2"
+            )
+            raise PlanError(msg)
+    if kind == "arrays":
+        msg = (
+            f"a store holds contacts (dims bin1, bin2) or cells (dim cell), not {list(ds.sizes)}; "
+            "the Loader reads other Datasets as they are"
+        )
+        raise SchemaError(msg)
+    if shuffle and kind != "cells":
+        msg = "shuffle=True permutes cells; the bins of a contact map stay in order: leave it out"
+        raise PlanError(msg)
+    if max_distance is not None and kind != "contacts":
+        msg = "max_distance is about contacts; leave it out for cells"
+        raise PlanError(msg)
+
+
+def _order(ds: xr.Dataset, seed: int) -> Int64:
+    return np.random.default_rng(seed).permutation(ds.sizes["cell"])
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Move a complete store to its place; an old one makes room at the last moment."""
+    if target.exists():
+        old = target.parent / f".{target.name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    else:
+        partial.rename(target)
+
+
+class _Job:
+    """One conversion: where it writes, how, and with what memory."""
+
+    def __init__(self, root: Path, codec: str, budget: int, bar: Any) -> None:
+        self.root, self.codec, self.budget, self.bar = root, codec, budget, bar
+        self.lock = threading.Lock()
+
+    def group(
+        self, name: str, ds: xr.Dataset, order: Int64 | None, max_distance: int | None
+    ) -> dict[str, Any]:
+        """Write one Dataset and return what it takes to open it again."""
+        folder = self.root / name
+        for parent in (*reversed(Path(name).parents), Path(name)):
+            write_group(self.root / parent)
+        labels = (
+            ds.coords.to_dataset() if order is None else ds.coords.to_dataset().isel(cell=order)
+        )
+        coords, variables = {}, {}
+        for k, (key, label) in enumerate(labels.variables.items()):
+            path = f"coords/{path_of(str(key), k)}"
+            coords[str(key)] = write_label(folder, path, label, str(key))
+        for k, (key, array) in enumerate(ds.data_vars.items()):
+            path = path_of(str(key), k)
+            if path == "coords":
+                path = path_of("", k)
+            variables[str(key)] = self.variable(
+                folder, path, ds, array.variable, order, max_distance
+            )
+        attrs = {k: encode(v, f"attribute {k!r}") for k, v in ds.attrs.items()}
+        if max_distance is not None:
+            attrs["max_distance"] = max_distance
+        return {"attrs": attrs, "coords": coords, "variables": variables}
+
+    def variable(
+        self,
+        folder: Path,
+        path: str,
+        ds: xr.Dataset,
+        variable: xr.Variable,
+        order: Int64 | None,
+        max_distance: int | None,
+    ) -> dict[str, Any]:
+        """Write one data variable in the layout that suits it."""
+        if variable.dtype.kind not in "iufb" or variable.ndim == 0:
+            if order is not None and "cell" in variable.dims:
+                variable = variable.isel(cell=order)
+            return write_label(folder, path, variable, path)
+        staging = self.root / _STAGING
+        staging.mkdir()
+        try:
+            writer = self.writer(folder / path, ds, variable, order, max_distance, staging)
+            self.run(writer)
+            return {"path": path, **describe(variable, path), **writer.description()}
+        finally:
+            shutil.rmtree(staging)
+
+    def writer(
+        self,
+        path: Path,
+        ds: xr.Dataset,
+        variable: xr.Variable,
+        order: Int64 | None,
+        max_distance: int | None,
+        staging: Path,
+    ) -> Writer:
+        """Choose a layout: tiles for contacts, rows for what is stored sparse, else dense."""
+        if set(variable.dims) == {"bin1", "bin2"}:
+            tiles = TileSource(variable.transpose("bin1", "bin2"))
+            near = None if max_distance is None else _near(ds, max_distance)
+            return self.fit(
+                lambda b: TilesWriter(path, tiles, near=near, codec=self.codec, budget=b)
+            )
+        view = trace.view(variable)
+        if view is not None and isinstance(view.array, RowArray) and variable.dims[0] == "cell":
+            rows, columns = view.index
+            if len(np.unique(columns)) == len(columns):
+                source, rows = self.stage(view.array, rows, columns, order, staging)
+                dims = tuple(map(str, variable.dims))
+                return self.fit(
+                    lambda b: RowsWriter(path, source, rows, dims=dims, codec=self.codec, budget=b)
+                )
+        if order is not None and "cell" in variable.dims:
+            variable = variable.transpose("cell", ...)
+            variable = stage_dense(variable, order, staging / "dense", self.budget // 4)
+        return self.fit(lambda b: DenseWriter(path, variable, codec=self.codec, budget=b))
+
+    def stage(
+        self, array: RowArray, rows: Int64, columns: Int64, order: Int64 | None, staging: Path
+    ) -> tuple[RowArray, Int64]:
+        """Bring rows and columns into the order wanted, on disk where storage has another one."""
+        nbytes = self.budget // 8
+        everything = np.array_equal(columns, np.arange(array.shape[1]))
+        if not everything or array.by_column:
+            wanted, rows = np.unique(rows, return_inverse=True)
+            folder = staging / "selection"
+            folder.mkdir()
+            array = stage_selection(array, wanted, columns, folder, nbytes)
+        if order is not None:
+            rows = rows[order]
+        if (np.diff(rows) <= 0).any():
+            folder = staging / "order"
+            folder.mkdir()
+            return stage_order(array, rows, folder, nbytes), np.arange(len(rows))
+        return array, rows
+
+    def fit(self, make: Callable[[int], Writer]) -> Writer:
+        """Plan tasks that can run on all processors at the same time, else one by one."""
+        try:
+            return make(self.budget // n_cpus())
+        except PlanError:
+            return make(self.budget)
+
+    def run(self, writer: Writer) -> None:
+        """Run all tasks of a writer, again with a wider type if a value asks for it."""
+        workers = max(1, min(n_cpus(), self.budget // max(writer.task_nbytes, 1)))
+        self.bar.total = (self.bar.total or 0) + writer.n_tasks
+        self.bar.set_postfix_str(f"{writer.path.name}, {format_bytes(writer.task_nbytes)} a task")
+        rung, need = -1, 0
+        while need > rung:
+            rung = need
+            shutil.rmtree(writer.path, ignore_errors=True)
+            writer.create(rung)
+            tasks = [dask.delayed(self.task)(writer, k, rung) for k in range(writer.n_tasks)]  # type: ignore[attr-defined]
+            need = max(dask.compute(*tasks, scheduler="threads", num_workers=workers))  # type: ignore[attr-defined, no-untyped-call]
+            if need > rung:
+                self.bar.update(-writer.n_tasks)
+
+    def task(self, writer: Writer, task: int, rung: int) -> int:
+        """Do one task and advance the progress bar."""
+        need = writer.write(task, rung)
+        with self.lock:
+            self.bar.update()
+        return need
+
+
+def _near(ds: xr.Dataset, max_distance: int) -> Callable[[int], npt.NDArray[np.bool_]]:
+    """Return what says which tiles of a tile row hold contacts within a distance."""
+    chrom, start, end = (ds[f"{name}1"].values for name in ("chrom", "start", "end"))
+    codes = np.unique(chrom, return_inverse=True)[1]
+    edges = np.arange(0, len(start), TILE)
+
+    def near(row: int) -> npt.NDArray[np.bool_]:
+        here = slice(row * TILE, (row + 1) * TILE)
+        keep = np.zeros(len(start), bool)
+        for code in np.unique(codes[here]):
+            mine = codes[here] == code
+            low = start[here][mine].min() - max_distance
+            high = end[here][mine].max() + max_distance
+            keep |= (codes == code) & (end > low) & (start < high)
+        return np.logical_or.reduceat(keep, edges)
+
+    return near

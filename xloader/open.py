@@ -1,0 +1,202 @@
+"""Opening any supported file or store; what it is, is found out from its structure."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xloader.backends import store as store_backend
+from xloader.backends.cooler_groups import coolers
+from xloader.backends.hdf5 import open_hdf5
+from xloader.errors import SchemaError
+from xloader.store.layout import missing, read_root
+
+_OPENERS = {"contacts": "xl.open_contacts", "cells": "xl.open_cells"}
+
+
+def identify(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """
+    Say what is at a path.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A file, ``file::group`` or the directory of a store.
+
+    Returns
+    -------
+    tuple of str
+        The xarray engine that opens it, and ``"contacts"`` or ``"cells"``.
+
+    Raises
+    ------
+    ReadError
+        If nothing is there, or it is no whole HDF5 file or store.
+    SchemaError
+        If it is something else.
+    """
+    file = Path(os.fsdecode(path).partition("::")[0])
+    if not file.exists():
+        raise missing(file)
+    if file.is_dir():
+        return "xloader", str(read_root(file)["kind"])
+    groups = set(open_hdf5(str(file)))
+    if {"obs", "var"} <= groups:
+        return "anndata", "cells"
+    if {"bins", "pixels"} <= groups or groups & {"resolutions", "cells"}:
+        return "cooler", "contacts"
+    if groups and all(name.isdecimal() for name in groups):
+        return "cooler", "contacts"
+    msg = (
+        f"{str(file)!r} is HDF5, but neither a cooler (groups bins, pixels, indexes or resolutions) nor "
+        f"AnnData (obs, var): it has {sorted(groups)}"
+    )
+    raise SchemaError(msg)
+
+
+def _engine(path: str | os.PathLike[str], kind: str) -> str:
+    engine, found = identify(path)
+    if found != kind:
+        msg = f"{os.fsdecode(path)!r} holds {found}, not {kind}; open it with {_OPENERS[found]}"
+        raise SchemaError(msg)
+    return engine
+
+
+def open_contacts(
+    path: str | os.PathLike[str],
+    *,
+    resolution: int | None = None,
+    view: str | Sequence[str] | None = None,
+    chunks: Mapping[str, int] | str | int | None = {},  # xarray's own word for "as stored"
+) -> xr.Dataset:
+    """
+    Open a contact map as a labelled, lazy Dataset.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A ``.cool`` or ``.mcool`` file, ``file::group``, or a store made by `convert`.
+    resolution : int, optional
+        Bin size, in bp. Default: the only one there is.
+    view : str or sequence of str, optional
+        Chromosomes (``"chr2"``) or regions (``"chr2:1,000,000-2,000,000"``, bp, 0-based half-open)
+        to keep, on both axes, in this order. Default: everything.
+    chunks : dict, int, "auto" or None, optional
+        As for `xarray.open_dataset`. Default ``{}``: dask arrays in pieces that suit the file; None:
+        xarray's own lazy arrays.
+
+    Returns
+    -------
+    xarray.Dataset
+        `count (bin1, bin2)` with `chrom1`, `start1`, `end1`, balancing vectors, and the same on
+        `bin2`.
+
+    Raises
+    ------
+    ReadError
+        If the file is missing or damaged, or a conversion was interrupted.
+    SchemaError
+        If it holds something else, or lacks this resolution, chromosome or region.
+    """
+    engine = _engine(path, "contacts")
+    ds = xr.open_dataset(os.fsdecode(path), engine=engine, chunks=chunks, resolution=resolution)
+    if view is None:
+        return ds
+    regions = [view] if isinstance(view, str) else list(view)
+    chrom, start, end = (ds[f"{name}1"].values for name in ("chrom", "start", "end"))
+    parts = [_bins_of(region, chrom, start, end) for region in regions]
+    if not parts:
+        msg = "view=[] keeps nothing; name chromosomes or regions, or leave it out"
+        raise SchemaError(msg)
+    bins = np.concatenate(parts)
+    if len(np.unique(bins)) != len(bins):
+        msg = f"the regions of view={regions} overlap; a view holds each bin at most once"
+        raise SchemaError(msg)
+    return ds.isel(bin1=bins, bin2=bins)
+
+
+def _bins_of(
+    region: str, chrom: npt.NDArray[Any], start: npt.NDArray[Any], end: npt.NDArray[Any]
+) -> npt.NDArray[np.int64]:
+    """Return the bins that a region touches."""
+    names = list(dict.fromkeys(chrom.tolist()))
+    name, low, high = region, None, None
+    if name not in names:
+        match = re.fullmatch(r"(.+):([\d,]+)-([\d,]+)", region.strip())
+        name = match[1] if match else name
+        if match:
+            low, high = (int(match[k].replace(",", "")) for k in (2, 3))
+    if name not in names:
+        msg = f"no chromosome {name!r} (view {region!r}); there are {names}"
+        raise SchemaError(msg)
+    inside = chrom == name
+    length = int(end[inside].max())
+    if low is not None and high is not None:
+        if not low < high <= length:
+            msg = f"region {region!r} is not within {name!r}, which has 0-{length:,} bp"
+            raise SchemaError(msg)
+        inside &= (start < high) & (end > low)
+    return np.flatnonzero(inside)
+
+
+def open_cells(
+    path: str | os.PathLike[str],
+    *,
+    chunks: Mapping[str, int] | str | int | None = {},  # xarray's own word for "as stored"
+) -> xr.Dataset:
+    """
+    Open a cell-by-gene array as a labelled, lazy Dataset.
+
+    Parameters
+    ----------
+    path : str or path-like
+        An ``.h5ad`` file, or a store made by `convert`.
+    chunks : dict, int, "auto" or None, optional
+        As for `xarray.open_dataset`. Default ``{}``: dask arrays in pieces that suit the file; None:
+        xarray's own lazy arrays.
+
+    Returns
+    -------
+    xarray.Dataset
+        `X (cell, gene)`, layers and embeddings; columns of `obs` and `var` as coordinates.
+
+    Raises
+    ------
+    ReadError
+        If the file is missing or damaged, or a conversion was interrupted.
+    SchemaError
+        If it holds something else.
+    """
+    return xr.open_dataset(os.fsdecode(path), engine=_engine(path, "cells"), chunks=chunks)
+
+
+def resolutions(path: str | os.PathLike[str]) -> list[int]:
+    """
+    List the resolutions of a file or store of contact maps.
+
+    Parameters
+    ----------
+    path : str or path-like
+        As for `open_contacts`.
+
+    Returns
+    -------
+    list of int
+        Bin sizes, in bp, increasing; empty for variable bins.
+
+    Raises
+    ------
+    ReadError
+        If the file is missing or damaged.
+    SchemaError
+        If it holds something else.
+    """
+    if _engine(path, "contacts") == "xloader":
+        return store_backend.resolutions(os.fsdecode(path))
+    file, _, group = os.fsdecode(path).partition("::")
+    return [size for size in coolers(file, "/" + group.strip("/")) if size is not None]

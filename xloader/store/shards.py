@@ -1,0 +1,320 @@
+"""Sharded zarr arrays on local disks, read without zarr: shards mapped, their indexes parsed once."""
+
+import itertools
+import math
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+from numcodecs import blosc
+
+from xloader.errors import ReadError
+from xloader.store.layout import metadata_of
+
+Int64 = npt.NDArray[np.int64]
+
+# threads are ours: blosc's own pool is global, locked, and does not survive a fork
+blosc.use_threads = False
+
+# the CRC32C of any bytes followed by their own CRC32C, which saves a copy without the last four
+_CRC_OF_CHECKED = 0x48674BC7
+_ABSENT = np.uint64(2**64 - 1)
+_INLINE_NBYTES = 2**18
+_MAX_OPEN = 512
+_shards: "OrderedDict[tuple[str, int], _Shard]" = OrderedDict()
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def n_cpus() -> int:
+    """
+    Return the number of processors that this process may use.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _n_threads() -> int:
+    return min(4, max(2, n_cpus()))
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Return this process's threads: those of a parent do not survive a fork."""
+    pool = _pools.get(os.getpid())
+    if pool is None:
+        made = ThreadPoolExecutor(_n_threads(), thread_name_prefix="xloader-decode")
+        pool = _pools.setdefault(os.getpid(), made)
+    return pool
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One mapped shard file."""
+
+    path: str
+    data: mmap.mmap | bytes
+    """The whole file; a read-only map is safe to inherit through a fork."""
+    index: npt.NDArray[np.uint64]
+    """Offset and length of each inner chunk in bytes, shape (n_chunks, 2)."""
+
+
+_Job = tuple[_Shard, int, int, int]
+"""Shard, place in the output, offset and length in bytes."""
+
+
+class ShardedArray:
+    """
+    A sharded zarr v3 array of a local store.
+
+    Inner chunks may be compressed with blosc and checked with crc32c. The array pickles as a
+    recipe: shard files are mapped when they are first read, in each process.
+
+    Parameters
+    ----------
+    path : str
+        Directory of the array.
+    shards : sequence of (int, int), optional
+        Half-open runs of the shards that were written, in row-major order; one of them that is
+        missing is an error. Default: a missing shard holds the fill value.
+
+    Attributes
+    ----------
+    shape, chunk_shape, shard_shape : tuple of int
+        In elements.
+    dtype : numpy.dtype
+        Type of the elements.
+
+    Raises
+    ------
+    ReadError
+        If the metadata are missing, damaged, or of an array that is written in another way.
+    """
+
+    def __init__(self, path: str, shards: Sequence[Sequence[int]] | None = None) -> None:
+        self.path = path
+        metadata = metadata_of(Path(path))
+        self._stamp = _stamp(path)
+        try:
+            self._parse(metadata)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+            msg = f"array {path!r} is no sharded zarr v3 array that xloader reads: {e!r}"
+            raise ReadError(msg) from e
+        self._runs = None if shards is None else np.asarray(shards, np.int64).reshape(-1, 2)
+
+    def _parse(self, metadata: dict[str, Any]) -> None:
+        self.shape = tuple(map(int, metadata["shape"]))
+        self.shard_shape = tuple(map(int, metadata["chunk_grid"]["configuration"]["chunk_shape"]))
+        (sharding,) = _configurations(metadata["codecs"], ["sharding_indexed"]).values()
+        self.chunk_shape = tuple(map(int, sharding["chunk_shape"]))
+        self._check_sharding(metadata, sharding)
+        codecs = _configurations(sharding["codecs"], ["bytes", "blosc", "crc32c"])
+        order = ">" if codecs["bytes"].get("endian") == "big" else "<"
+        self.dtype = np.dtype(metadata["data_type"]).newbyteorder(order)
+        fill = metadata["fill_value"]
+        self.fill_value = self.dtype.type(complex(*map(float, fill)) if _is_pair(fill) else fill)
+        self._compressed = "blosc" in codecs
+        self._checked = "crc32c" in codecs
+        self._per_shard = tuple(
+            s // c for s, c in zip(self.shard_shape, self.chunk_shape, strict=True)
+        )
+        self._grid = tuple(-(-n // s) for n, s in zip(self.shape, self.shard_shape, strict=True))
+
+    @staticmethod
+    def _check_sharding(metadata: dict[str, Any], sharding: dict[str, Any]) -> None:
+        """Refuse what is legal zarr but not read here."""
+        keys = metadata["chunk_key_encoding"]
+        index = _configurations(sharding["index_codecs"], ["bytes", "crc32c"])
+        for what, found, wanted in (
+            ("chunk_grid", metadata["chunk_grid"]["name"], "regular"),
+            ("chunk_key_encoding", keys["name"], "default"),
+            ("separator", keys.get("configuration", {}).get("separator", "/"), "/"),
+            ("index_location", sharding.get("index_location", "end"), "end"),
+            ("index_codecs", list(index), ["bytes", "crc32c"]),
+            ("index endian", index.get("bytes", {}).get("endian"), "little"),
+        ):
+            if found != wanted:
+                msg = f"{what} is {found!r}, not {wanted!r}"
+                raise ValueError(msg)
+
+    @property
+    def chunk_nbytes(self) -> int:
+        """
+        Return the bytes of one decoded inner chunk.
+
+        Returns
+        -------
+        int
+            Without compression.
+        """
+        return int(math.prod(self.chunk_shape) * self.dtype.itemsize)
+
+    def read_chunks(self, chunk_ids: Int64) -> npt.NDArray[Any]:
+        """
+        Decode inner chunks, each as often as it is named.
+
+        Parameters
+        ----------
+        chunk_ids : ndarray of int64, shape (m, ndim)
+            Places in the grid of inner chunks.
+
+        Returns
+        -------
+        ndarray, shape (m, *chunk_shape)
+            Values of type `dtype` in native byte order; chunks that were never written hold the
+            fill value, and so does what lies beyond the array.
+
+        Raises
+        ------
+        ReadError
+            If a shard file is missing, truncated or damaged; names the array, file and chunk.
+        """
+        ids = np.asarray(chunk_ids, np.int64).reshape(-1, len(self.shape))
+        out = np.empty((len(ids), *self.chunk_shape), self.dtype)
+        jobs = list(self._plan(ids, out))
+        n_parts = _n_threads() if len(jobs) * self.chunk_nbytes > _INLINE_NBYTES else 1
+        bounds = [k * len(jobs) // n_parts for k in range(n_parts + 1)]
+        parts = [jobs[a:b] for a, b in itertools.pairwise(bounds)]
+        others = [_pool().submit(self._decode_jobs, part, ids, out) for part in parts[1:] if part]
+        self._decode_jobs(parts[0], ids, out)
+        for other in others:
+            other.result()
+        return out.astype(self.dtype.newbyteorder("="), copy=False)
+
+    def _plan(self, ids: Int64, out: npt.NDArray[Any]) -> Iterator[_Job]:
+        """Find where chunks lie; those that were never written are filled at once."""
+        shard_ids, inner_ids = np.divmod(ids, self._per_shard)
+        shard_of = np.ravel_multi_index(tuple(shard_ids.T), self._grid)
+        inner = np.ravel_multi_index(tuple(inner_ids.T), self._per_shard)
+        order = np.argsort(shard_of, kind="stable")
+        numbers, first = np.unique(shard_of[order], return_index=True)
+        for number, slots in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
+            shard = self._shard(number)
+            if shard is None:
+                out[slots] = self.fill_value
+                continue
+            spans = shard.index[inner[slots]]
+            absent = (spans == _ABSENT).all(axis=1)
+            out[slots[absent]] = self.fill_value
+            limit = len(shard.data) - shard.index.nbytes - 4
+            for slot, span in zip(slots[~absent].tolist(), spans[~absent].tolist(), strict=True):
+                offset, length = span
+                if offset + length > limit:
+                    why = f"lies at bytes {offset}-{offset + length} of {limit}"
+                    raise self._broken(shard.path, ids[slot], why)
+                yield shard, slot, offset, length
+
+    def _decode_jobs(self, jobs: Sequence[_Job], ids: Int64, out: npt.NDArray[Any]) -> None:
+        for shard, slot, offset, length in jobs:
+            encoded = shard.data[offset : offset + length]
+            try:
+                _decode(encoded, out[slot], compressed=self._compressed, checked=self._checked)
+            except (ValueError, RuntimeError) as e:
+                raise self._broken(shard.path, ids[slot], str(e)) from e
+
+    def _broken(self, shard: str, chunk: Int64, why: str) -> ReadError:
+        return ReadError(
+            f"chunk {tuple(chunk.tolist())} of array {self.path!r}, in shard file {shard!r}, cannot "
+            f"be read: {why}; the file is damaged, convert the source again"
+        )
+
+    def _shard(self, number: int) -> _Shard | None:
+        """Return a shard, mapped; None if it was never written."""
+        place = np.unravel_index(number, self._grid)
+        path = "/".join([self.path, "c", *(str(int(k)) for k in place)])
+        key = (path, self._stamp)
+        shard = _shards.get(key)
+        if shard is None:
+            if self._runs is not None:
+                run = int(np.searchsorted(self._runs[:, 0], number, "right")) - 1
+                if run < 0 or number >= self._runs[run, 1]:
+                    return None
+            shard = self._open(path)
+            if shard is None:
+                return None
+            _shards[key] = shard
+            while len(_shards) > _MAX_OPEN:  # each map holds a file descriptor
+                _shards.popitem(last=False)
+        return shard
+
+    def _open(self, path: str) -> _Shard | None:
+        if _stamp(self.path) != self._stamp:
+            msg = (
+                f"array {self.path!r} was replaced after it was opened; open the store again to "
+                "read the new one"
+            )
+            raise ReadError(msg)
+        try:
+            with Path(path).open("rb") as file:
+                empty = os.fstat(file.fileno()).st_size == 0  # which cannot be mapped
+                data = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            if self._runs is None:
+                return None
+            msg = f"shard file {path!r} of array {self.path!r} is missing; convert the source again"
+            raise ReadError(msg) from None
+        except OSError as e:
+            msg = f"cannot read shard file {path!r} of array {self.path!r}: {e.strerror}"
+            raise ReadError(msg) from e
+        n_chunks = math.prod(self._per_shard)
+        index = data[max(0, len(data) - 16 * n_chunks - 4) :]
+        crc = int.from_bytes(index[-4:], "little")
+        if len(index) != 16 * n_chunks + 4 or google_crc32c.value(index[:-4]) != crc:
+            msg = (
+                f"shard file {path!r} of array {self.path!r} ({len(data)} bytes) does not end with "
+                f"the index of its {n_chunks} chunks: it is truncated or damaged, convert the "
+                "source again"
+            )
+            raise ReadError(msg)
+        return _Shard(path, data, np.frombuffer(index[:-4], "<u8").reshape(-1, 2))
+
+
+def _decode(encoded: bytes, out: npt.NDArray[Any], *, compressed: bool, checked: bool) -> None:
+    """Decode one inner chunk into `out`, or say in a ValueError what is wrong with it."""
+    if checked and google_crc32c.value(encoded) != _CRC_OF_CHECKED:
+        msg = "its bytes do not match their crc32c checksum"
+        raise ValueError(msg)
+    payload = memoryview(encoded)[: -4 if checked else None]
+    # a blosc header gives the decoded size in its bytes 4-7
+    size = int.from_bytes(payload[4:8], "little") if compressed else len(payload)
+    if size != out.nbytes:
+        msg = f"it decodes to {size} bytes, not {out.nbytes}"
+        raise ValueError(msg)
+    if compressed:
+        blosc.decompress(payload, out)
+    else:
+        out[...] = np.frombuffer(payload, out.dtype).reshape(out.shape)
+
+
+def _stamp(path: str) -> int:
+    """Return the time an array was written, which tells it from one that replaced it."""
+    try:
+        return (Path(path) / "zarr.json").stat().st_mtime_ns
+    except OSError as e:
+        msg = f"array {path!r} is gone: {e.strerror}; check that its store is still there"
+        raise ReadError(msg) from e
+
+
+def _configurations(codecs: Sequence[dict[str, Any]], known: list[str]) -> dict[str, Any]:
+    """Return the configurations of a chain of codecs by name, refusing others and other orders."""
+    names = [codec["name"] for codec in codecs]
+    if names != [name for name in known if name in names] or known[0] not in names:
+        msg = f"codecs are {names}, and what is read is {known}, in this order, without others"
+        raise ValueError(msg)
+    return {codec["name"]: codec.get("configuration", {}) for codec in codecs}
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list)
