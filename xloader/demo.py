@@ -276,7 +276,8 @@ def run_contacts(
             error += float(((output - target)[seen] ** 2).sum())
             baseline += float(((tensors["input"] - target)[seen] ** 2).sum())
             n += int(seen.sum())
-            predicted.append(batch.assign(prediction=batch["target"].copy(data=output.numpy())))
+            prediction = batch["target"].copy(data=output.numpy()).where(batch["seen"])
+            predicted.append(batch.assign(prediction=prediction))
     result = xr.concat(predicted, "sample")
     middle = result.isel(sample=result.sizes["sample"] // 2)
     return Result(
