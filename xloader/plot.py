@@ -30,7 +30,7 @@ def demo_figure(path: Path, examples: Mapping[str, Mapping[str, Any]]) -> None:
         msg = "pictures need matplotlib: pip install 'xloader[plot]' or conda install matplotlib"
         raise ImportError(msg) from e
     figure = Figure(figsize=(12, 4.4 * len(examples)), layout="constrained")
-    rows = np.atleast_1d(figure.subfigures(len(examples), 1))
+    rows = figure.subfigures(len(examples), 1, squeeze=False)[:, 0]
     for part, (title, example) in zip(rows, examples.items(), strict=True):
         part.suptitle(title)
         if "target" in example:

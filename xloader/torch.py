@@ -337,6 +337,8 @@ def make_loader(
     """
     Return a torch DataLoader of ready batches.
 
+    Make it once: each pass over it is the next epoch.
+
     Parameters
     ----------
     source : Loader, xarray.Dataset or xbatcher.BatchGenerator

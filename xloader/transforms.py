@@ -269,7 +269,8 @@ def fill(value: float, *variables: str) -> Transform:
 
 
 def _fill(x: xr.Variable, _: xr.Dataset, *, value: float) -> xr.Variable:
-    return x.fillna(x.dtype.type(value))
+    filled: xr.Variable = x.fillna(x.dtype.type(value))  # type: ignore[no-untyped-call]
+    return filled
 
 
 def balance(name: str = "weight", variable: str = "count") -> Transform:

@@ -1,6 +1,7 @@
 """Tables of an AnnData file (`obs`, `var`, tables in `obsm`): columns in, labels out."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,7 +17,8 @@ NULLABLE = frozenset({"nullable-integer", "nullable-boolean", "nullable-string-a
 """Encodings of a column whose missing values stand in a mask."""
 
 
-class Frame(NamedTuple):
+@dataclass(frozen=True)
+class Frame:
     """A table, read whole."""
 
     index: npt.NDArray[Any]
