@@ -1,5 +1,6 @@
 """Functions from labelled batch to labelled batch; a user's own function is equal to them."""
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -364,6 +365,65 @@ def _normalize_total(x: xr.Variable, _: xr.Dataset, *, target_sum: float) -> xr.
     factor = total.copy(data=(target_sum / np.where(sums != 0, sums, 1)).astype(dtype))
     scaled: xr.Variable = x.astype(dtype) * factor
     return scaled
+
+
+def select(**labels: Sequence[Any]) -> Transform:
+    """
+    Keep some labels along a dimension, in the order given.
+
+    ``ds.sel(gene=[...])`` before the Loader reads less and is the better way; this is for one data
+    source that several models share.
+
+    Parameters
+    ----------
+    **labels : sequence
+        By dimension: labels of its index, each once.
+
+    Returns
+    -------
+    Transform
+        Keeps dtype and NaN; the dimension is as long as the list.
+
+    Raises
+    ------
+    SchemaError
+        When it runs, if a label is unknown, with those most like it; at once, if one is named twice.
+
+    Examples
+    --------
+    >>> ds = xr.Dataset({"X": (("cell", "gene"), [[1, 2, 3]])}, {"gene": ["a", "b", "c"]})
+    >>> select(gene=["c", "a"])(ds).X.values
+    array([[3, 1]])
+    """
+    for dim, names in labels.items():
+        twice = sorted({str(n) for n in names if list(names).count(n) > 1})
+        if twice:
+            msg = f"select({dim}=...) names {twice[:5]} more than once; name each label once"
+            raise SchemaError(msg)
+    return _Select({dim: list(names) for dim, names in labels.items()})
+
+
+class _Select:
+    __name__ = "select"
+
+    def __init__(self, labels: dict[str, list[Any]]) -> None:
+        self.labels = labels
+
+    def __call__(self, batch: xr.Dataset) -> xr.Dataset:
+        places = {}
+        for dim, names in self.labels.items():
+            require(batch, [dim], "transform 'select'")
+            index = batch.indexes[dim]
+            places[dim] = index.get_indexer(names)
+            unknown = [str(n) for n, k in zip(names, places[dim], strict=True) if k < 0]
+            if unknown:
+                alike = difflib.get_close_matches(unknown[0], [str(n) for n in index], n=3)
+                msg = (
+                    f"{len(unknown)} of {len(names)} labels are not among the {len(index)} of {dim!r}: "
+                    f"{unknown[:5]}; there are {alike or [str(n) for n in index[:5]]}..."
+                )
+                raise SchemaError(msg)
+        return batch.isel(places)
 
 
 def thin(keep: float, *, variable: str = "count", into: str | None = None) -> Transform:
