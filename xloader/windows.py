@@ -193,7 +193,6 @@ def boxes(
     short = _short_regions(size, regions)
     if short and remainder != "drop":
         raise PlanError(_too_short(size, short))
-    uncovered = dict.fromkeys(dims, 0)
     regular, flush = [], []
     for part in regions:
         if any(len(r) < w for r, w in zip(part, lengths, strict=True)):
@@ -211,9 +210,7 @@ def boxes(
             starts, is_flush = starts[near], np.take(is_flush, near)
         regular.append(starts[~is_flush])
         flush.append(starts[is_flush])
-        for (_, _, left), d in zip(axes, dims, strict=True):
-            uncovered[d] += left
-    return _windows(dims, lengths, regular, flush, uncovered, short)
+    return _windows(dims, lengths, regular, flush, regions, short)
 
 
 def diagonal_boxes(
@@ -234,7 +231,7 @@ def diagonal_boxes(
     window, stride : int
         Length and distance of windows, in elements.
     regions : sequence of pairs of Region
-        The same bins along both dimensions.
+        Runs of bins along both dimensions; windows lie on pairs of the same bins.
     remainder : {"keep", "drop", "pad"}
         As for `boxes`.
 
@@ -246,45 +243,43 @@ def diagonal_boxes(
     Raises
     ------
     PlanError
-        As for `boxes`, and if the two regions of a pair hold different bins.
+        As for `boxes`, and if a region has no pair of the same bins.
     """
-    short = _short_regions({dims[0]: window}, [(a,) for a, _ in regions])
-    if short and remainder != "drop":
-        raise PlanError(_too_short({dims[0]: window}, short))
-    uncovered = dict.fromkeys(dims, 0)
-    regular, flush = [], []
+    same = [(a, b) for a, b in regions if (a.first_id, len(a)) == (b.first_id, len(b))]
+    found = {r for pair in same for r in pair}
     for a, b in regions:
-        if (a.first_id, len(a)) != (b.first_id, len(b)):
+        if not {a, b} <= found:
             msg = (
                 f"diagonal windows need the same bins on both axes, but {a.name!r} has {len(a)} bins "
                 f"from {a.first_id} on {dims[0]!r} and {len(b)} from {b.first_id} on {dims[1]!r}; "
                 "select the same bins on both, or use windows.grid"
             )
             raise PlanError(msg)
+    short = _short_regions({dims[0]: window}, [(a,) for a, _ in same])
+    if short and remainder != "drop":
+        raise PlanError(_too_short({dims[0]: window}, short))
+    regular, flush = [], []
+    for a, b in same:
         if len(a) < window:
             continue
-        starts, is_flush, left = _axis(
-            a, window=window, stride=stride, dim=dims[0], flush=remainder != "drop"
-        )
+        keep = remainder != "drop"
+        starts, is_flush = _axis(a, window=window, stride=stride, dim=dims[0], flush=keep)
         pairs = np.stack([starts, starts + (b.start - a.start)], axis=1)
         regular.append(pairs[~is_flush])
         flush.append(pairs[is_flush])
-        for d in dims:
-            uncovered[d] += left
-    return _windows(dims, (window, window), regular, flush, uncovered, short)
+    return _windows(dims, (window, window), regular, flush, same, short)
 
 
 def _axis(
     region: Region, *, window: int, stride: int, dim: str, flush: bool
-) -> tuple[Int64, npt.NDArray[np.bool_], int]:
-    """Return starts, which of them are flush with the end, and how many positions stay uncovered."""
+) -> tuple[Int64, npt.NDArray[np.bool_]]:
+    """Return starts, and which of them are flush with the end."""
     starts = axis_starts(len(region), window=window, stride=stride, dim=dim)
-    gaps = max(0, stride - window) * (len(starts) - 1)
-    left = len(region) - int(starts[-1]) - window
     is_flush = np.zeros(len(starts), bool)
+    left = len(region) - int(starts[-1]) - window
     if left and flush:
-        starts, is_flush, left = np.append(starts, starts[-1] + left), np.append(is_flush, True), 0
-    return starts + region.start, is_flush, left + gaps
+        starts, is_flush = np.append(starts, starts[-1] + left), np.append(is_flush, True)
+    return starts + region.start, is_flush
 
 
 def _windows(
@@ -292,7 +287,7 @@ def _windows(
     size: tuple[int, ...],
     regular: list[Int64],
     flush: list[Int64],
-    uncovered: dict[str, int],
+    regions: Sequence[Sequence[Region]],
     skipped: Sequence[Region],
 ) -> Windows:
     parts = [p for p in regular + flush if len(p)]
@@ -303,8 +298,20 @@ def _windows(
         )
         raise PlanError(msg)
     starts = np.concatenate(parts)
+    axes = zip(dims, starts.T, size, zip(*regions, strict=True), strict=True)
+    uncovered = {d: _uncovered(s, length, parts) for d, s, length, parts in axes}
     names = tuple(dict.fromkeys(r.name for r in skipped))
     return Windows(dims, size, starts, len(starts), sum(map(len, flush)), uncovered, names)
+
+
+def _uncovered(starts: Int64, length: int, regions: Sequence[Region]) -> int:
+    """Count the positions of some regions that no window covers."""
+    uncovered = np.zeros(max(r.stop for r in regions) + 1, bool)
+    for r in regions:
+        uncovered[r.start : r.stop] = True
+    begin, n = np.unique(starts), len(uncovered)
+    change = np.bincount(begin, minlength=n) - np.bincount(begin + length, minlength=n)
+    return int((uncovered & (np.cumsum(change) == 0)).sum())
 
 
 def _short_regions(size: Mapping[str, int], regions: Sequence[Sequence[Region]]) -> list[Region]:
@@ -313,7 +320,9 @@ def _short_regions(size: Mapping[str, int], regions: Sequence[Sequence[Region]])
 
 
 def _too_short(size: Mapping[str, int], short: Sequence[Region]) -> str:
-    names = {r.name: len(r) for r in short}
+    names: dict[str, int] = {}
+    for r in short:
+        names[r.name] = min(len(r), names.get(r.name, len(r)))
     listed = ", ".join(f"{k!r} ({v})" if k else f"the whole axis ({v})" for k, v in names.items())
     return (
         f"a window of {dict(size)} elements is longer than {listed}; choose windows of at most "
@@ -586,4 +595,5 @@ def from_generator(generator: xbatcher.BatchGenerator) -> Windows:
     dims = tuple(patches[0])
     size = tuple(patches[0][d].stop - patches[0][d].start for d in dims)
     starts = np.array([[p[d].start for d in dims] for p in patches], np.int64)
-    return Windows(dims, size, starts, len(starts))
+    whole = [tuple(Region("", 0, generator.ds.sizes[d]) for d in dims)]
+    return _windows(dims, size, [starts], [], whole, ())
