@@ -139,6 +139,9 @@ class Plan:
         if self.remainder not in get_args(Remainder):
             msg = f"remainder={self.remainder!r} is unknown; choose one of {get_args(Remainder)}"
             raise PlanError(msg)
+        if self.seed < 0:
+            msg = f"seed={self.seed} is impossible; it must be at least 0"
+            raise PlanError(msg)
         if not 0 <= self.rank < self.world_size:
             msg = f"rank {self.rank} of world_size {self.world_size} is impossible; ranks count from 0"
             raise PlanError(msg)
@@ -275,7 +278,15 @@ class Plan:
         -------
         Batch
             The same for every call, process and machine.
+
+        Raises
+        ------
+        IndexError
+            If there is no such step.
         """
+        if not 0 <= step < len(self):
+            msg = f"batch {step} of {len(self)}; an epoch has batches 0 to {len(self) - 1}"
+            raise IndexError(msg)
         n = len(self.windows)
         first = step * self.global_batch
         rest = min(self.global_batch, n - first)
