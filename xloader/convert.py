@@ -230,7 +230,13 @@ class _Job:
         try:
             writer = self.writer(folder / path, ds, variable, order, max_distance, staging)
             self.run(writer)
-            return {"path": path, **describe(variable, path), **writer.description()}
+            dtype = variable.dtype.newbyteorder("=").str
+            return {
+                "path": path,
+                **describe(variable, path),
+                **writer.description(),
+                "dtype": dtype,
+            }
         finally:
             shutil.rmtree(staging)
 
