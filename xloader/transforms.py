@@ -82,12 +82,13 @@ def apply(transform: Transform, batch: xr.Dataset, *, rng: SampleRandom, dim: st
     TransformError
         If it returned no Dataset, or not the same samples in the same order.
     """
+    before, given = batch.sizes[dim], batch.variables["sample_id"].values.copy()
     result: Any = transform(batch, rng=rng) if takes_rng(transform) else transform(batch)
     name = getattr(transform, "__name__", repr(transform))
     if not isinstance(result, xr.Dataset):
         msg = f"transform {name!r} returned {type(result).__name__}; return the xarray.Dataset"
         raise TransformError(msg)
-    before, after = batch.sizes[dim], result.sizes.get(dim)
+    after = result.sizes.get(dim)
     if after != before:
         msg = (
             f"transform {name!r} changed the batch dimension {dim!r} from {before} to {after} samples; "
@@ -95,7 +96,7 @@ def apply(transform: Transform, batch: xr.Dataset, *, rng: SampleRandom, dim: st
         )
         raise TransformError(msg)
     ids = result.variables.get("sample_id")
-    if ids is None or not np.array_equal(ids.values, batch.variables["sample_id"].values):
+    if ids is None or not np.array_equal(ids.values, given):
         msg = f"transform {name!r} dropped or reordered `sample_id`; keep it as it comes"
         raise TransformError(msg)
     return result
@@ -173,6 +174,9 @@ class _Elementwise:
         variables: tuple[str, ...],
         **options: Any,
     ) -> None:
+        if not variables:
+            msg = f"{label}() was given no variable; name those it changes, such as {label}('X')"
+            raise SchemaError(msg)
         self.__name__ = label
         self.function = function
         self.variables = variables
@@ -241,8 +245,15 @@ def clip(low: float | None, high: float | None, *variables: str) -> Transform:
 
 def _clip(x: xr.Variable, _: xr.Dataset, *, low: float | None, high: float | None) -> xr.Variable:
     if low is not None:
-        x = np.maximum(x, x.dtype.type(low))
-    return x if high is None else np.minimum(x, x.dtype.type(high))
+        x = np.maximum(x, _within(low, x.dtype))
+    return x if high is None else np.minimum(x, _within(high, x.dtype))
+
+
+def _within(bound: float, dtype: np.dtype[Any]) -> Any:
+    """Return a bound as a number that the dtype can hold."""
+    if dtype.kind in "iu":
+        bound = min(max(bound, np.iinfo(dtype).min), np.iinfo(dtype).max)
+    return dtype.type(bound)
 
 
 def fill(value: float, *variables: str) -> Transform:
@@ -481,7 +492,7 @@ def _thin_window(
     window: npt.NDArray[Any], rng: np.random.Generator, keep: float
 ) -> npt.NDArray[Any]:
     thinned = rng.binomial(window, keep).astype(window.dtype)
-    if window.shape[0] == window.shape[1] and np.array_equal(window, window.T):
+    if window.ndim == 2 and np.array_equal(window, window.T):
         upper = np.triu(thinned)
         return np.asarray(upper + np.triu(upper, 1).T)
     return thinned
