@@ -160,18 +160,19 @@ class Loader:
         nbytes = source.block_nbytes(windows.starts_of(members), blocks.ptr)
         largest = int(nbytes.max(initial=0))
         pools = 1 + self.prefetch  # in memory at the same time
-        if largest * pools > budget:
+        if int(nbytes.sum()) <= budget:
+            pool_blocks = len(blocks)
+        elif largest * pools <= budget:
+            pool_blocks = budget // (largest * pools)
+        else:
+            samples = int(np.diff(blocks.ptr)[nbytes.argmax()])
             msg = (
-                f"a block of {int(np.diff(blocks.ptr)[nbytes.argmax()])} samples decodes to {format_bytes(largest)}, and "
+                f"a block of {samples} samples decodes to {format_bytes(largest)}, and "
                 f"prefetch={self.prefetch} keeps {pools} in memory, but memory_budget is "
                 f"{format_bytes(budget)}; allow at least {format_bytes(largest * pools)}, lower "
                 "`prefetch`, take fewer `variables`, or write a finer store with xl.convert"
             )
             raise PlanError(msg)
-        if int(nbytes.sum()) <= budget:
-            pool_blocks = len(blocks)
-        else:
-            pool_blocks = max(1, budget // (largest * pools))
         return Plan(
             windows=windows,
             blocks=blocks,
@@ -273,11 +274,7 @@ class Loader:
         TransformError
             If the transform does not keep the samples.
         """
-        n = len(self)
-        if not -n <= step < n:
-            msg = f"batch {step} of {n}; an epoch has batches 0 to {n - 1}"
-            raise IndexError(msg)
-        planned = self.plan.batch(epoch, step % n)
+        planned = self.plan.batch(epoch, step + len(self) if step < 0 else step)
         pools = {int(p): self._pool(epoch, int(p)) for p in np.unique(planned.pools)}
         return self._cut(planned, pools, epoch)
 
@@ -307,7 +304,7 @@ class Loader:
         if len(wanted) == 0 or wanted.min() < -n or wanted.max() >= n:
             msg = f"samples {wanted.tolist()} of {n}; samples count from 0 to {n - 1}"
             raise IndexError(msg)
-        wanted %= n
+        wanted = wanted % n
         epoch = self.epoch if epoch is None else epoch
         loaded = self._pool(epoch, 0) if self.plan.n_pools == 1 else self._open().load(wanted)
         return self._finish(loaded.values(wanted), wanted, epoch, None)
@@ -411,9 +408,10 @@ class Loader:
         variables: dict[str, xr.Variable] = {}
         for name, value in values.items():
             dims = source.readers[name].dims
-            if dim not in dims:
-                dims = (dim, *dims)
-            variables[name] = xr.Variable(dims, value, source.variable_attrs[name], fastpath=True)
+            # rows along a later dimension were cut as windows of length one
+            rows = np.squeeze(value, 1 + dims.index(dim)) if dim in dims[1:] else value
+            dims = (dim, *(d for d in dims if d != dim))
+            variables[name] = xr.Variable(dims, rows, source.variable_attrs[name], fastpath=True)
         variables.update(source.fixed)
         variables["sample_id"] = xr.Variable(dim, ids)
         if valid is not None:

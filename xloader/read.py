@@ -1,11 +1,13 @@
 """Reading: the stored chunks that a set of windows touches, each decoded once, into memory."""
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dask.base
+import dask.threaded
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -14,11 +16,20 @@ from typing_extensions import override
 from xloader import trace
 from xloader.arrays import RowArray, TileArray
 from xloader.csr import CSRArray
-from xloader.errors import PerformanceWarning, PlanError, warn
+from xloader.errors import PerformanceWarning, PlanError, SchemaError, warn
 from xloader.windows import Int64, Windows
 
 _CHUNK_NBYTES = 4 * 2**20
 _BLOCK_WINDOWS = 8
+
+
+def _forget_threads() -> None:
+    dask.threaded.default_pool = None
+    dask.threaded.pools.clear()
+
+
+# threads do not survive a fork, but dask would go on handing work to them, and wait for ever
+os.register_at_fork(after_in_child=_forget_threads)
 
 Values = npt.NDArray[Any] | CSRArray
 Gather = Callable[[Int64], Values]
@@ -404,10 +415,33 @@ def _distinct(index: Int64) -> bool:
 def _consecutive(index: tuple[Int64, ...], windows: Windows, reader: _Reader) -> bool:
     """Say whether every window is a run of stored neighbours along each axis."""
     starts = reader.full_starts(windows.starts_of(np.arange(len(windows))))
+    breaks = [np.append(0, np.cumsum(np.diff(i) != 1)) for i in index]
     return all(
-        bool((i[s + size - 1] - i[s] == size - 1).all()) and bool((np.diff(i) > 0).all())
-        for i, s, size in zip(index, starts.T, reader.size, strict=True)
+        bool((b[s] == b[s + size - 1]).all())
+        for b, s, size in zip(breaks, starts.T, reader.size, strict=True)
     )
+
+
+def _refuse_taken_names(ds: xr.Dataset, names: Sequence[Hashable], windows: Windows) -> None:
+    """Refuse names that batches need for themselves."""
+    reserved = {"sample_id", "valid"} if windows.by_row else {"sample_id", "valid", "sample"}
+    dims = {d for name in names for d in ds.variables[name].dims}
+    taken = sorted(reserved & {*names, *dims})
+    if taken:
+        msg = (
+            f"batches name their samples with {sorted(reserved)}, but the Dataset has {taken} "
+            "already; rename or drop what has these names"
+        )
+        raise SchemaError(msg)
+
+
+def _frozen(variable: xr.Variable) -> xr.Variable:
+    """Protect values that all batches share from transforms that work in place."""
+    if isinstance(variable, xr.IndexVariable) or not isinstance(variable.data, np.ndarray):
+        return variable
+    values = variable.values.view()
+    values.flags.writeable = False
+    return variable.copy(deep=False, data=values)
 
 
 class Source:
@@ -435,12 +469,14 @@ class Source:
         self.fixed: dict[str, xr.Variable] = {}
         self.coords = set(map(str, ds.coords))
         self.variable_attrs = {str(k): dict(v.attrs) for k, v in ds.variables.items()}
-        for key in [*ds.coords, *variables]:
+        names = [*ds.coords, *variables]
+        _refuse_taken_names(ds, names, windows)
+        for key in names:
             name, variable = str(key), ds.variables[key]
             if set(variable.dims) & set(windows.dims):
                 self.readers[name] = _make_reader(variable, windows, layout=layout, name=name)
             else:
-                self.fixed[name] = variable.compute()
+                self.fixed[name] = _frozen(variable.compute())
         sparse = [r for r in self.readers.values() if isinstance(r, _RowReader)]
         if layout == "csr" and not sparse:
             msg = (

@@ -1,11 +1,13 @@
 """What a user asks of a Loader, checked and turned into windows, variables and vocabularies."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import xarray as xr
 
 from xloader import schema
@@ -108,11 +110,10 @@ def vocabularies(ds: xr.Dataset, labels: Sequence[str], windows: Windows) -> dic
             msg = f"label {name!r} is no coordinate of single samples; there are {sorted(there)}"
             raise SchemaError(msg)
         known = ds[name].attrs.get("categories")
-        values = ds[name].values
-        missing = values != values  # noqa: PLR0124 # NaN of any dtype
-        categories[name] = (
-            list(known) if known is not None else np.unique(values[~missing]).tolist()
-        )
+        if known is None:
+            values = np.asarray(ds[name])
+            known = np.unique(values[pd.notna(values)]).tolist()
+        categories[name] = list(known)
     return categories
 
 
@@ -244,26 +245,27 @@ def _xbatcher_windows(
 
 
 def _regions(ds: xr.Dataset, dims: Sequence[str]) -> list[tuple[win.Region, ...]]:
-    """Return chromosomes for contact maps, the whole axis for anything else."""
-    if set(dims) == {"bin1", "bin2"} and "chrom1" in ds.coords:
-        return [pair if dims[0] == "bin1" else pair[::-1] for pair in _contact_regions(ds)]
-    if dims in (["bin1"], ["bin2"]) and f"chrom{dims[0][-1]}" in ds.coords:
-        return [(r,) for r in _axis_regions(ds, dims[0][-1])]
-    return [tuple(win.Region("", 0, ds.sizes[d]) for d in dims)]
+    """Return chromosomes along axes of bins, and whole axes otherwise."""
+    bins = [d for d in dims if d in ("bin1", "bin2") and f"chrom{d[-1]}" in ds.coords]
+    axes = [
+        _chromosomes(ds, d[-1]) if d in bins else [win.Region("", 0, ds.sizes[d])] for d in dims
+    ]
+    parts = itertools.product(*axes)
+    return [p for p in parts if len({p[dims.index(d)].name for d in bins}) <= 1]
 
 
 def _contact_regions(ds: xr.Dataset) -> list[tuple[win.Region, win.Region]]:
     schema.require(ds, ["chrom1", "chrom2", "bin1", "bin2"], "contact windows")
-    return win.pair_regions(_axis_regions(ds, "1"), _axis_regions(ds, "2"))
+    return win.pair_regions(_chromosomes(ds, "1"), _chromosomes(ds, "2"))
 
 
-def _axis_regions(ds: xr.Dataset, side: str) -> list[win.Region]:
+def _chromosomes(ds: xr.Dataset, side: str) -> list[win.Region]:
     return win.regions_of(ds[f"chrom{side}"].values, ds[f"bin{side}"].values)
 
 
 def storage_blocks(source: Source, windows: Windows, *, shuffle: bool) -> Blocks:
     """
-    Group samples that lie together in storage; without shuffling, runs of samples do.
+    Group samples that lie together in storage, or runs of samples where their order must stay.
 
     Parameters
     ----------
@@ -282,7 +284,7 @@ def storage_blocks(source: Source, windows: Windows, *, shuffle: bool) -> Blocks
     keys = source.keys()
     if keys is None:
         return even_blocks(len(windows), len(windows))
-    if shuffle:
+    if shuffle or bool((np.diff(keys) >= 0).all()):
         return group(keys)
     per_block = max(1, round(len(windows) / max(1, len(np.unique(keys)))))
     return even_blocks(len(windows), per_block)
