@@ -58,7 +58,8 @@ def test_cool__any_selection_equals_the_matrix(data, tmp_path_factory):
     path = write_cool(tmp_path_factory.mktemp("c") / "a.cool", matrix)
     ds = xl.open_contacts(path, chunks=data.draw(st.sampled_from([None, {}, "auto"])))
     key = st.one_of(
-        st.slices(n),
+        # xarray itself fails on empty slices of negative step
+        st.slices(n).filter(lambda s: len(range(n)[s]) > 0 or (s.step or 1) > 0),
         st.lists(st.integers(0, n - 1), max_size=5),
         st.integers(0, n - 1),
     )
