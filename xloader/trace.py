@@ -11,7 +11,7 @@ import dask.array.core
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask._task_spec import Alias, DataNode, List, Task, TaskRef
+from dask._task_spec import Alias, DataNode, List, Task, TaskRef, convert_legacy_graph
 from dask.array import _shuffle
 from dask.array.core import concatenate_shaped
 from typing_extensions import override
@@ -147,7 +147,7 @@ class _Graph:
 
     def __init__(self, array: dask.array.core.Array) -> None:
         self.array = array
-        self.graph: Mapping[Any, Any] = dict(array.__dask_graph__())
+        self.graph: Mapping[Any, Any] = convert_legacy_graph(dict(array.__dask_graph__()))
         self.root: StoredArray | None = None
         self.evaluate = lru_cache(maxsize=None)(self._evaluate)
 
