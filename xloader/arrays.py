@@ -38,7 +38,14 @@ class StoredArray(BackendArray):
 
     @property
     def unit(self) -> tuple[int, ...]:
-        """Shape of the pieces that are best read whole, in elements."""
+        """
+        Return the shape of the pieces that are best read whole.
+
+        Returns
+        -------
+        tuple of int
+            In elements.
+        """
         return (1, *self.shape[1:])
 
     @abstractmethod
@@ -75,7 +82,7 @@ class RowArray(StoredArray):
 
     @property
     @override
-    def unit(self) -> tuple[int, ...]:
+    def unit(self) -> tuple[int, ...]:  # numpydoc ignore=GL08
         return (max(self.shape[0], 1), 1) if self.by_column else (self.block_rows, self.shape[1])
 
     @abstractmethod

@@ -176,7 +176,14 @@ class CSCGroup(RowArray):
 
     @cached_property
     def row_starts(self) -> npt.NDArray[np.int64]:
-        """Stored values before each row, and their number, shape (n_rows + 1,); costs one scan."""
+        """
+        Return the number of stored values before each row; costs one scan.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_rows + 1,)
+            In memory from then on.
+        """
         counts = np.zeros(self.shape[0] + 1, np.int64)
         for _, piece in self._pieces():
             counts[1:] += np.bincount(piece.indices, minlength=self.shape[0])
