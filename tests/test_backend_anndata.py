@@ -343,7 +343,7 @@ def test_selections__equal_numpy(tmp_path_factory, monkeypatch, data, x, layout)
     npt.assert_array_equal(picked.values, x[rows][..., columns])
 
 
-def stored(path, matrix, change=lambda group: None):
+def stored(path, matrix, change=lambda _: None):
     """Write one sparse matrix, change it on disk, and open it."""
     with h5py.File(path, "w") as f:
         ad.io.write_elem(f, "m", matrix)
@@ -357,7 +357,10 @@ def test_read_rows__sorts_what_the_file_left_unsorted(tmp_path, layout):
     matrix = LAYOUTS[layout](counts())
     shuffled = matrix.copy()
     for a, b in zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True):
-        shuffled.indices[a:b], shuffled.data[a:b] = matrix.indices[a:b][::-1], matrix.data[a:b][::-1]
+        shuffled.indices[a:b], shuffled.data[a:b] = (
+            matrix.indices[a:b][::-1],
+            matrix.data[a:b][::-1],
+        )
     shuffled.has_sorted_indices = False
     array = stored(tmp_path / "x.h5", shuffled)
     rows = array.read_rows(5, 40)
@@ -478,8 +481,8 @@ def test_expressions__need_bounded_memory(tmp_path, layout):
 @pytest.mark.parametrize("chunks", [None, {}])
 def test_pickle__carries_a_recipe(tmp_path, chunks):
     path = tmp_path / "x.h5ad"
-    for layout in LAYOUTS:
-        write(path, LAYOUTS[layout](counts()))
+    for make in LAYOUTS.values():
+        write(path, make(counts()))
         ds = opened(path, chunks=chunks)
         ds.X.isel(cell=[1]).load()
         xr.testing.assert_identical(pickle.loads(pickle.dumps(ds)).load(), ds.compute())
@@ -627,7 +630,10 @@ def damage_column(f):
     [
         (damage_indptr, r"`X/indptr` of .* has 53 entries, its shape asks for 54"),
         (damage_shape, r"`X` of .* has shape \(54, 31\), but its `obs` has 53 rows"),
-        (damage_data, r"`X/indptr` of .* \(from 0 to \d+\) does not fit its \d+ values and \d+ ind"),
+        (
+            damage_data,
+            r"`X/indptr` of .* \(from 0 to \d+\) does not fit its \d+ values and \d+ ind",
+        ),
         (damage_column, "column 'n' of `obs` has 52 values, its index 53"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from xloader import windows as win
+from xloader import axes
 from xloader.errors import PlanError
 from xloader.plan import Blocks, Plan, even_blocks, group
 
@@ -18,7 +18,7 @@ REMAINDERS = ("keep", "drop", "pad")
 def make(n, *, keys=None, pool_blocks=2, batch_size=4, shuffle=True, seed=0, **kwargs):
     blocks = even_blocks(n, 5) if keys is None else group(np.asarray(keys))
     return Plan(
-        windows=win.rows("cell", n),
+        windows=axes.rows("cell", n),
         blocks=blocks,
         pool_blocks=pool_blocks,
         batch_size=batch_size,
@@ -153,7 +153,7 @@ def test_group__gathers_equal_keys_in_increasing_order(keys):
 
 def test_plan__of_a_million_rows_pickles_small():
     plan = Plan(
-        windows=win.rows("cell", 10**6),
+        windows=axes.rows("cell", 10**6),
         blocks=Blocks(np.arange(0, 10**6 + 1, 64), None),
         pool_blocks=100,
         batch_size=4096,

@@ -74,8 +74,7 @@ def test_tree__holds_what_it_should():
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_modules__are_small(path):
     text = path.read_text()
-    # windows.py holds both xbatcher's arithmetic and the public window shapes; it is to be split
-    assert text.count("\n") < (600 if path.name in {"windows.py", "read.py"} else 500)
+    assert text.count("\n") < 500
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.doubles import grid
+from xloader import axes
 from xloader import windows as win
+from xloader.axes import Region
 from xloader.errors import PlanError
-from xloader.windows import Region
 
 REMAINDERS = st.sampled_from(["keep", "drop", "pad"])
 
@@ -58,7 +59,7 @@ def covered(starts, length, n):
 @given(axis())
 def test_axis_starts__equal_sliding_window_view_and_xbatcher(drawn):
     size, window, stride = drawn
-    starts = win.axis_starts(size, window=window, stride=stride)
+    starts = axes.axis_starts(size, window=window, stride=stride)
     views = np.lib.stride_tricks.sliding_window_view(np.arange(size), window)[::stride]
     npt.assert_array_equal(starts, views[:, 0])
     npt.assert_array_equal(starts, schema({"x": size}, {"x": window}, {"x": stride})[:, 0])
@@ -109,8 +110,8 @@ def test_boxes__flush_windows_come_last_and_reach_the_end(x, y, remainder):
 @given(kept_bins(), st.integers(1, 5), st.integers(1, 7), REMAINDERS)
 def test_diagonal__windows_hold_the_same_bins_of_one_chromosome(kept, size, stride, remainder):
     names, ids = kept
-    regions = win.regions_of(names, ids)
-    pairs = win.pair_regions(regions, regions)
+    regions = axes.regions_of(names, ids)
+    pairs = axes.pair_regions(regions, regions)
     longest = max(map(len, regions))
     if size > (longest if remainder == "drop" else min(map(len, regions))):
         with pytest.raises(PlanError):
@@ -135,7 +136,7 @@ def test_diagonal__windows_hold_the_same_bins_of_one_chromosome(kept, size, stri
 @given(kept_bins(), kept_bins(), st.integers(1, 4), st.integers(1, 5), st.integers(0, 9))
 def test_grid__windows_stay_in_one_chromosome_and_near_the_diagonal(a, b, size, stride, far):
     (names1, ids1), (names2, ids2) = a, b
-    pairs = win.pair_regions(win.regions_of(names1, ids1), win.regions_of(names2, ids2))
+    pairs = axes.pair_regions(axes.regions_of(names1, ids1), axes.regions_of(names2, ids2))
     lattice = [
         (i, j)
         for p, q in pairs
@@ -159,22 +160,22 @@ def test_grid__windows_stay_in_one_chromosome_and_near_the_diagonal(a, b, size, 
 
 def test_diagonal__other_bins_on_the_second_axis_move_the_start_there():
     names = np.repeat(["a", "b"], [6, 5])
-    first = win.regions_of(names, np.arange(11))
-    second = win.regions_of(names[6:], np.arange(6, 11))  # only chromosome b
-    drawn = win.diagonal(size=5).draw(win.pair_regions(first, second), None, "keep")
+    first = axes.regions_of(names, np.arange(11))
+    second = axes.regions_of(names[6:], np.arange(6, 11))  # only chromosome b
+    drawn = win.diagonal(size=5).draw(axes.pair_regions(first, second), None, "keep")
     assert drawn.starts.tolist() == [[6, 0]]
 
 
 def test_boxes__regions_that_are_too_short_are_named_once_when_dropped():
-    regions = win.regions_of(np.repeat(["a", "b", "c"], [2, 9, 3]), np.arange(14))
-    drawn = win.diagonal(size=4, stride=3).draw(win.pair_regions(regions, regions), None, "drop")
+    regions = axes.regions_of(np.repeat(["a", "b", "c"], [2, 9, 3]), np.arange(14))
+    drawn = win.diagonal(size=4, stride=3).draw(axes.pair_regions(regions, regions), None, "drop")
     assert drawn.skipped == ("a", "c")
     assert drawn.starts[:, 0].tolist() == [2, 5]
     assert drawn.uncovered == {"bin1": 2 + 2 + 3, "bin2": 7}  # the rest of b counts, too
 
 
 def test_rows__are_numbered_and_never_listed():
-    drawn = win.rows("cell", 10**9)
+    drawn = axes.rows("cell", 10**9)
     assert drawn.starts is None
     assert drawn.by_row
     assert len(drawn) == 10**9
@@ -194,7 +195,7 @@ def test_from_generator__equals_its_own_selectors(dims, overlap, batches, concat
     generator = xbatcher.BatchGenerator(
         ds, dims, overlaps, batch_dims, concat_input_dims=concat, preload_batch=False
     )
-    drawn = win.from_generator(generator)
+    drawn = axes.from_generator(generator)
     patches = [p for batch in generator._batch_selectors.selectors.values() for p in batch]
     assert [tuple(p) for p in patches] == [drawn.dims] * len(drawn)
     for patch, start in zip(patches, drawn.starts.tolist(), strict=True):

@@ -14,9 +14,10 @@ import xarray as xr
 from dask.utils import format_bytes, parse_bytes
 from typing_extensions import override
 
+from xloader.axes import Int64, Windows
 from xloader.errors import PlanError
 from xloader.plan import Batch, Plan, Remainder
-from xloader.read import Loaded, Source, Values, join
+from xloader.read import Values
 from xloader.request import (
     draw_windows,
     resolve_ranks,
@@ -24,8 +25,9 @@ from xloader.request import (
     storage_blocks,
     vocabularies,
 )
+from xloader.source import Loaded, Source, join
 from xloader.transforms import SampleRandom, Transform, apply
-from xloader.windows import Diagonal, Grid, Int64, Windows
+from xloader.windows import Diagonal, Grid
 
 _LAYOUTS = (None, "csr", "dense")
 

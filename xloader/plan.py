@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from xloader.axes import Int64, Windows
 from xloader.errors import PlanError
-from xloader.windows import Int64, Windows
 
 Remainder = Literal["keep", "drop", "pad"]
 

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ from typing_extensions import override
 
 from xloader import trace
 from xloader.arrays import RowArray, TileArray
+from xloader.axes import Int64, Windows
 from xloader.csr import CSRArray
-from xloader.errors import PerformanceWarning, PlanError, SchemaError, warn
-from xloader.windows import Int64, Windows
+from xloader.errors import PerformanceWarning, warn
 
 _CHUNK_NBYTES = 4 * 2**20
 _BLOCK_WINDOWS = 8
@@ -36,7 +36,7 @@ Gather = Callable[[Int64], Values]
 """Takes window starts ``(m, n_dims)`` and returns their values, windows first."""
 
 
-class _Reader(ABC):
+class Reader(ABC):
     """
     Reads the windows of one variable.
 
@@ -61,23 +61,73 @@ class _Reader(ABC):
 
     @abstractmethod
     def keys(self, starts: Int64) -> Int64 | None:
-        """Return a number per window that is equal for windows stored together; None in memory."""
+        """
+        Return a number per window that is equal for windows stored together.
+
+        Parameters
+        ----------
+        starts : ndarray of int64, shape (m, n_dims)
+            Where windows start.
+
+        Returns
+        -------
+        ndarray of int64 or None, shape (m,)
+            None if the variable is in memory.
+        """
 
     @abstractmethod
     def nbytes(self, starts: Int64, ptr: Int64) -> Int64:
-        """Return the bytes that blocks of windows, ``starts[ptr[b]:ptr[b + 1]]``, decode to."""
+        """
+        Return the bytes that blocks of windows decode to.
+
+        Parameters
+        ----------
+        starts : ndarray of int64, shape (m, n_dims)
+            Where windows start, block after block.
+        ptr : ndarray of int64, shape (n_blocks + 1,)
+            Block ``b`` is ``starts[ptr[b]:ptr[b + 1]]``.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_blocks,)
+            Upper bounds.
+        """
 
     @abstractmethod
     def load(self, starts: Int64) -> Gather:
-        """Decode every chunk that the windows touch, once, and return what cuts windows from them."""
+        """
+        Decode every chunk that some windows touch, once.
+
+        Parameters
+        ----------
+        starts : ndarray of int64, shape (m, n_dims)
+            Where windows start.
+
+        Returns
+        -------
+        Gather
+            What cuts any of these windows.
+        """
 
     def full_starts(self, starts: Int64) -> Int64:
-        """Return starts along every dimension of the variable, shape (m, ndim)."""
+        """
+        Return starts along every dimension of the variable.
+
+        Parameters
+        ----------
+        starts : ndarray of int64, shape (m, n_dims)
+            Where windows start along windowed dimensions.
+
+        Returns
+        -------
+        ndarray of int64, shape (m, ndim)
+            Zero along the others.
+        """
         zero = np.zeros(len(starts), np.int64)
         return np.stack([zero if a is None else starts[:, a] for a in self.axes], axis=1)
 
 
-class _RowReader(_Reader):
+class RowReader(Reader):
     """
     Reads sparse rows one by one.
 
@@ -117,11 +167,11 @@ class _RowReader(_Reader):
             )
 
     @override
-    def keys(self, starts: Int64) -> npt.NDArray[np.int64]:
+    def keys(self, starts: Int64) -> npt.NDArray[np.int64]:  # numpydoc ignore=GL08
         return np.asarray(self.rows[starts[:, 0]] // self.array.block_rows)
 
     @override
-    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:
+    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
         unit, n_rows = self.array.block_rows, self.array.shape[0]
         n_stored = n_rows // unit + 1
         block = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
@@ -131,7 +181,7 @@ class _RowReader(_Reader):
         return np.bincount(block, each, len(ptr) - 1).astype(np.int64)
 
     @override
-    def load(self, starts: Int64) -> Gather:
+    def load(self, starts: Int64) -> Gather:  # numpydoc ignore=GL08
         unit = self.array.block_rows
         blocks = np.unique(self.rows[starts[:, 0]] // unit)
         cuts = np.flatnonzero(np.diff(blocks) != 1) + 1
@@ -172,7 +222,7 @@ class _Grid:
         return tuple(int(np.diff(e).max()) for e in self.edges)
 
 
-class _MemoryReader(_Reader):
+class _MemoryReader(Reader):
     """
     Cuts windows out of an array in memory.
 
@@ -189,22 +239,27 @@ class _MemoryReader(_Reader):
         self.values = np.asarray(variable.values)
 
     @override
-    def keys(self, starts: Int64) -> None:
+    def keys(self, starts: Int64) -> None:  # numpydoc ignore=GL08
         return None
 
     @override
-    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:
+    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
         return np.zeros(len(ptr) - 1, np.int64)
 
     @override
-    def load(self, starts: Int64) -> Gather:
+    def load(self, starts: Int64) -> Gather:  # numpydoc ignore=GL08
         if self.by_row and self.axes[0] == 0:
             return lambda starts: self.values[starts[:, 0]]
-        windows = np.lib.stride_tricks.sliding_window_view(self.values, self.size)
-        return lambda starts: windows[tuple(self.full_starts(starts).T)]
+        view = np.lib.stride_tricks.sliding_window_view
+        if self.values.dtype.kind != "T":
+            windows = view(self.values, self.size)
+            return lambda starts: windows[tuple(self.full_starts(starts).T)]
+        # strides cannot describe numpy's strings of variable length, but where they are
+        places = view(np.arange(self.n_elements).reshape(self.shape), self.size)
+        return lambda starts: self.values.ravel()[places[tuple(self.full_starts(starts).T)]]
 
 
-class _ChunkReader(_Reader):
+class _ChunkReader(Reader):
     """
     Cuts windows out of rectangular chunks.
 
@@ -243,7 +298,7 @@ class _ChunkReader(_Reader):
         return np.stack([np.searchsorted(e, p, side="right") - 1 for e, p in pairs], axis=1)
 
     @override
-    def keys(self, starts: Int64) -> Int64:
+    def keys(self, starts: Int64) -> Int64:  # numpydoc ignore=GL08
         places = self._places(starts)
         key = np.zeros(len(starts), np.int64)
         for axis, place in enumerate(places.T):
@@ -258,7 +313,7 @@ class _ChunkReader(_Reader):
         return chunk if size == 1 else -(-_BLOCK_WINDOWS * size // chunk) * chunk
 
     @override
-    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:
+    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
         places = self._places(starts)
         first = np.minimum.reduceat(self._chunk_of(places), ptr[:-1])
         last = np.maximum.reduceat(self._chunk_of(places + np.array(self.size) - 1), ptr[:-1])
@@ -269,7 +324,7 @@ class _ChunkReader(_Reader):
         return np.asarray(np.minimum(hull, np.diff(ptr) * int(np.prod(touched))) * chunk_nbytes)
 
     @override
-    def load(self, starts: Int64) -> Gather:
+    def load(self, starts: Int64) -> Gather:  # numpydoc ignore=GL08
         ids = self._touched(self._places(starts))
         chunks = self.grid.fetch(ids)
         table = {tuple(i): c for i, c in zip(ids.tolist(), chunks, strict=True)}
@@ -323,9 +378,9 @@ class _ChunkReader(_Reader):
         return out
 
 
-def _make_reader(
+def make_reader(
     variable: xr.Variable, windows: Windows, *, layout: str | None, name: str
-) -> _Reader:
+) -> Reader:
     """
     Choose how the windows of a variable are read.
 
@@ -342,7 +397,7 @@ def _make_reader(
 
     Returns
     -------
-    _Reader
+    Reader
         Straight from storage where the variable shows nothing but stored elements.
     """
     view = trace.view(variable)
@@ -350,7 +405,7 @@ def _make_reader(
         dims = windows.dims
         if windows.by_row and variable.dims[0] == dims[0] and _distinct(view.index[1]):
             dense = layout == "dense"
-            return _RowReader(variable, windows, view.array, view.index, dense=dense)
+            return RowReader(variable, windows, view.array, view.index, dense=dense)
     if view is not None and isinstance(view.array, TileArray):
         tiles = _tile_grid(view.array)
         reader = _ChunkReader(variable, windows, tiles, view.index)
@@ -412,7 +467,7 @@ def _distinct(index: Int64) -> bool:
     return len(np.unique(index)) == len(index)
 
 
-def _consecutive(index: tuple[Int64, ...], windows: Windows, reader: _Reader) -> bool:
+def _consecutive(index: tuple[Int64, ...], windows: Windows, reader: Reader) -> bool:
     """Say whether every window is a run of stored neighbours along each axis."""
     starts = reader.full_starts(windows.starts_of(np.arange(len(windows))))
     breaks = [np.append(0, np.cumsum(np.diff(i) != 1)) for i in index]
@@ -420,168 +475,3 @@ def _consecutive(index: tuple[Int64, ...], windows: Windows, reader: _Reader) ->
         bool((b[s] == b[s + size - 1]).all())
         for b, s, size in zip(breaks, starts.T, reader.size, strict=True)
     )
-
-
-def _refuse_taken_names(ds: xr.Dataset, names: Sequence[Hashable], windows: Windows) -> None:
-    """Refuse names that batches need for themselves."""
-    reserved = {"sample_id", "valid"} if windows.by_row else {"sample_id", "valid", "sample"}
-    dims = {d for name in names for d in ds.variables[name].dims}
-    taken = sorted(reserved & {*names, *dims})
-    if taken:
-        msg = (
-            f"batches name their samples with {sorted(reserved)}, but the Dataset has {taken} "
-            "already; rename or drop what has these names"
-        )
-        raise SchemaError(msg)
-
-
-def _frozen(variable: xr.Variable) -> xr.Variable:
-    """Protect values that all batches share from transforms that work in place."""
-    if isinstance(variable, xr.IndexVariable) or not isinstance(variable.data, np.ndarray):
-        return variable
-    values = variable.values.view()
-    values.flags.writeable = False
-    return variable.copy(deep=False, data=values)
-
-
-class Source:
-    """
-    Everything a batch is made of: variables read from storage, coordinates kept in memory.
-
-    Parameters
-    ----------
-    ds : xarray.Dataset
-        What the windows are cut from.
-    windows : Windows
-        Where they lie.
-    variables : sequence of str
-        Data variables to deliver.
-    layout : {None, "csr", "dense"}
-        Form of sparse rows in batches.
-    """
-
-    def __init__(
-        self, ds: xr.Dataset, windows: Windows, *, variables: Sequence[str], layout: str | None
-    ) -> None:
-        self.windows = windows
-        self.attrs = dict(ds.attrs)
-        self.readers: dict[str, _Reader] = {}
-        self.fixed: dict[str, xr.Variable] = {}
-        self.coords = set(map(str, ds.coords))
-        self.variable_attrs = {str(k): dict(v.attrs) for k, v in ds.variables.items()}
-        names = [*ds.coords, *variables]
-        _refuse_taken_names(ds, names, windows)
-        for key in names:
-            name, variable = str(key), ds.variables[key]
-            if set(variable.dims) & set(windows.dims):
-                self.readers[name] = _make_reader(variable, windows, layout=layout, name=name)
-            else:
-                self.fixed[name] = _frozen(variable.compute())
-        sparse = [r for r in self.readers.values() if isinstance(r, _RowReader)]
-        if layout == "csr" and not sparse:
-            msg = (
-                f"layout='csr' needs a variable that is stored sparse and read row by row, but "
-                f"{list(variables)} have none; leave `layout` out"
-            )
-            raise PlanError(msg)
-
-    def keys(self) -> npt.NDArray[np.int64] | None:
-        """
-        Return a number per sample that is equal for samples stored together.
-
-        Returns
-        -------
-        ndarray of int64 or None, shape (n_samples,)
-            By the variable that costs most to read; None if all are in memory.
-        """
-        starts = self.windows.starts_of(np.arange(len(self.windows)))
-        stored = [r for r in self.readers.values() if r.keys(starts[:1]) is not None]
-        largest: _Reader | None = max(stored, key=lambda r: r.n_elements, default=None)
-        return None if largest is None else largest.keys(starts)
-
-    def block_nbytes(self, starts: Int64, ptr: Int64) -> Int64:
-        """
-        Return the bytes that blocks of samples take in memory.
-
-        Parameters
-        ----------
-        starts : ndarray of int64, shape (n_samples, n_dims)
-            Where samples start, block after block.
-        ptr : ndarray of int64, shape (n_blocks + 1,)
-            Block ``b`` is ``starts[ptr[b]:ptr[b + 1]]``.
-
-        Returns
-        -------
-        ndarray of int64, shape (n_blocks,)
-            Upper bounds, over all variables.
-        """
-        each = [r.nbytes(starts, ptr) for r in self.readers.values()]
-        return np.asarray(np.sum(each, axis=0), np.int64)
-
-    def load(self, ids: Int64) -> "Loaded":
-        """
-        Read the blocks of some samples.
-
-        Parameters
-        ----------
-        ids : ndarray of int64, shape (m,)
-            Sample numbers, at least one.
-
-        Returns
-        -------
-        Loaded
-            In memory; every chunk was decoded once.
-        """
-        starts = self.windows.starts_of(ids)
-        return Loaded(self, {name: r.load(starts) for name, r in self.readers.items()})
-
-
-class Loaded:
-    """
-    Samples in memory, from which batches are cut.
-
-    Parameters
-    ----------
-    source : Source
-        Where they came from.
-    gathers : mapping of str to Gather
-        What cuts windows, by variable.
-    """
-
-    def __init__(self, source: Source, gathers: Mapping[str, Gather]) -> None:
-        self.source = source
-        self.gathers = gathers
-
-    def values(self, ids: Int64) -> dict[str, Values]:
-        """
-        Cut some samples.
-
-        Parameters
-        ----------
-        ids : ndarray of int64, shape (m,)
-            Sample numbers, all of them loaded.
-
-        Returns
-        -------
-        dict of str to array, samples first
-            One array per variable and windowed coordinate.
-        """
-        starts = self.source.windows.starts_of(ids)
-        return {name: gather(starts) for name, gather in self.gathers.items()}
-
-
-def join(parts: Sequence[Values]) -> Values:
-    """
-    Join samples from several pools.
-
-    Parameters
-    ----------
-    parts : sequence of arrays
-        At least one, samples first.
-
-    Returns
-    -------
-    ndarray or CSRArray
-        All samples in order.
-    """
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -10,12 +10,13 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from xloader import schema
+from xloader import axes, schema
 from xloader import windows as win
+from xloader.axes import Region, Windows
 from xloader.errors import PlanError, SchemaError
 from xloader.plan import Blocks, Remainder, even_blocks, group
-from xloader.read import Source
-from xloader.windows import Diagonal, Grid, Windows
+from xloader.source import Source
+from xloader.windows import Diagonal, Grid
 
 
 def resolve_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -183,11 +184,11 @@ def draw_windows(
         If the source is no Dataset or lacks the labels of a contact map.
     """
     given = [k for k, v in (("input_dims", input_dims), ("windows", windows)) if v is not None]
-    if win.is_generator(source):
+    if axes.is_generator(source):
         if given or input_overlap is not None:
             msg = f"a BatchGenerator brings its own windows; leave out {given or ['input_overlap']}"
             raise PlanError(msg)
-        return _as_dataset(source.ds), win.from_generator(source)
+        return _as_dataset(source.ds), axes.from_generator(source)
     source = _as_dataset(source)
     if not isinstance(source, xr.Dataset):
         msg = (
@@ -239,28 +240,26 @@ def _xbatcher_windows(
             raise PlanError(msg)
     if len(input_dims) == 1 and set(input_dims.values()) == {1} and not input_overlap:
         (dim,) = input_dims
-        return win.rows(dim, ds.sizes[dim])
+        return axes.rows(dim, ds.sizes[dim])
     stride = {d: n - input_overlap.get(d, 0) for d, n in input_dims.items()}
     return win.boxes(input_dims, stride, _regions(ds, list(input_dims)), remainder=remainder)
 
 
-def _regions(ds: xr.Dataset, dims: Sequence[str]) -> list[tuple[win.Region, ...]]:
+def _regions(ds: xr.Dataset, dims: Sequence[str]) -> list[tuple[Region, ...]]:
     """Return chromosomes along axes of bins, and whole axes otherwise."""
     bins = [d for d in dims if d in ("bin1", "bin2") and f"chrom{d[-1]}" in ds.coords]
-    axes = [
-        _chromosomes(ds, d[-1]) if d in bins else [win.Region("", 0, ds.sizes[d])] for d in dims
-    ]
+    axes = [_chromosomes(ds, d[-1]) if d in bins else [Region("", 0, ds.sizes[d])] for d in dims]
     parts = itertools.product(*axes)
     return [p for p in parts if len({p[dims.index(d)].name for d in bins}) <= 1]
 
 
-def _contact_regions(ds: xr.Dataset) -> list[tuple[win.Region, win.Region]]:
+def _contact_regions(ds: xr.Dataset) -> list[tuple[Region, Region]]:
     schema.require(ds, ["chrom1", "chrom2", "bin1", "bin2"], "contact windows")
-    return win.pair_regions(_chromosomes(ds, "1"), _chromosomes(ds, "2"))
+    return axes.pair_regions(_chromosomes(ds, "1"), _chromosomes(ds, "2"))
 
 
-def _chromosomes(ds: xr.Dataset, side: str) -> list[win.Region]:
-    return win.regions_of(ds[f"chrom{side}"].values, ds[f"bin{side}"].values)
+def _chromosomes(ds: xr.Dataset, side: str) -> list[Region]:
+    return axes.regions_of(ds[f"chrom{side}"].values, ds[f"bin{side}"].values)
 
 
 def storage_blocks(source: Source, windows: Windows, *, shuffle: bool) -> Blocks:

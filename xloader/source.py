@@ -1,0 +1,176 @@
+"""Everything a batch is made of: variables read from storage, and coordinates kept in memory."""
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xloader.axes import Int64, Windows
+from xloader.errors import PlanError, SchemaError
+from xloader.read import Gather, Reader, RowReader, Values, make_reader
+
+
+def _refuse_taken_names(ds: xr.Dataset, names: Sequence[Hashable], windows: Windows) -> None:
+    """Refuse names that batches need for themselves."""
+    reserved = {"sample_id", "valid"} if windows.by_row else {"sample_id", "valid", "sample"}
+    dims = {d for name in names for d in ds.variables[name].dims}
+    taken = sorted(reserved & {*names, *dims})
+    if taken:
+        msg = (
+            f"batches name their samples with {sorted(reserved)}, but the Dataset has {taken} "
+            "already; rename or drop what has these names"
+        )
+        raise SchemaError(msg)
+
+
+def _frozen(variable: xr.Variable) -> xr.Variable:
+    """Protect values that all batches share from transforms that work in place."""
+    if isinstance(variable, xr.IndexVariable) or not isinstance(variable.data, np.ndarray):
+        return variable
+    values = variable.values.view()
+    values.flags.writeable = False
+    return variable.copy(deep=False, data=values)
+
+
+class Source:
+    """
+    Everything a batch is made of: variables read from storage, coordinates kept in memory.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        What the windows are cut from.
+    windows : Windows
+        Where they lie.
+    variables : sequence of str
+        Data variables to deliver.
+    layout : {None, "csr", "dense"}
+        Form of sparse rows in batches.
+    """
+
+    def __init__(
+        self, ds: xr.Dataset, windows: Windows, *, variables: Sequence[str], layout: str | None
+    ) -> None:
+        self.windows = windows
+        self.attrs = dict(ds.attrs)
+        self.readers: dict[str, Reader] = {}
+        self.fixed: dict[str, xr.Variable] = {}
+        self.coords = set(map(str, ds.coords))
+        self.variable_attrs = {str(k): dict(v.attrs) for k, v in ds.variables.items()}
+        names = [*ds.coords, *variables]
+        _refuse_taken_names(ds, names, windows)
+        for key in names:
+            name, variable = str(key), ds.variables[key]
+            if set(variable.dims) & set(windows.dims):
+                self.readers[name] = make_reader(variable, windows, layout=layout, name=name)
+            else:
+                self.fixed[name] = _frozen(variable.compute())
+        sparse = [r for r in self.readers.values() if isinstance(r, RowReader)]
+        if layout == "csr" and not sparse:
+            msg = (
+                f"layout='csr' needs a variable that is stored sparse and read row by row, but "
+                f"{list(variables)} have none; leave `layout` out"
+            )
+            raise PlanError(msg)
+
+    def keys(self) -> npt.NDArray[np.int64] | None:
+        """
+        Return a number per sample that is equal for samples stored together.
+
+        Returns
+        -------
+        ndarray of int64 or None, shape (n_samples,)
+            By the variable that costs most to read; None if all are in memory.
+        """
+        starts = self.windows.starts_of(np.arange(len(self.windows)))
+        stored = [r for r in self.readers.values() if r.keys(starts[:1]) is not None]
+        largest: Reader | None = max(stored, key=lambda r: r.n_elements, default=None)
+        return None if largest is None else largest.keys(starts)
+
+    def block_nbytes(self, starts: Int64, ptr: Int64) -> Int64:
+        """
+        Return the bytes that blocks of samples take in memory.
+
+        Parameters
+        ----------
+        starts : ndarray of int64, shape (n_samples, n_dims)
+            Where samples start, block after block.
+        ptr : ndarray of int64, shape (n_blocks + 1,)
+            Block ``b`` is ``starts[ptr[b]:ptr[b + 1]]``.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_blocks,)
+            Upper bounds, over all variables.
+        """
+        each = [r.nbytes(starts, ptr) for r in self.readers.values()]
+        return np.asarray(np.sum(each, axis=0), np.int64)
+
+    def load(self, ids: Int64) -> "Loaded":
+        """
+        Read the blocks of some samples.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (m,)
+            Sample numbers, at least one.
+
+        Returns
+        -------
+        Loaded
+            In memory; every chunk was decoded once.
+        """
+        starts = self.windows.starts_of(ids)
+        return Loaded(self, {name: r.load(starts) for name, r in self.readers.items()})
+
+
+class Loaded:
+    """
+    Samples in memory, from which batches are cut.
+
+    Parameters
+    ----------
+    source : Source
+        Where they came from.
+    gathers : mapping of str to Gather
+        What cuts windows, by variable.
+    """
+
+    def __init__(self, source: Source, gathers: Mapping[str, Gather]) -> None:
+        self.source = source
+        self.gathers = gathers
+
+    def values(self, ids: Int64) -> dict[str, Values]:
+        """
+        Cut some samples.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (m,)
+            Sample numbers, all of them loaded.
+
+        Returns
+        -------
+        dict of str to array, samples first
+            One array per variable and windowed coordinate.
+        """
+        starts = self.source.windows.starts_of(ids)
+        return {name: gather(starts) for name, gather in self.gathers.items()}
+
+
+def join(parts: Sequence[Values]) -> Values:
+    """
+    Join samples from several pools.
+
+    Parameters
+    ----------
+    parts : sequence of arrays
+        At least one, samples first.
+
+    Returns
+    -------
+    ndarray or CSRArray
+        All samples in order.
+    """
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
