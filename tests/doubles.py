@@ -155,7 +155,6 @@ def plain(ds: xr.Dataset) -> xr.Dataset:
     ds = ds.load().copy()
     for variable in ds.variables.values():
         variable.attrs = {k: v for k, v in variable.attrs.items() if k == "units"}
-    ds.attrs.pop("binsize", None)
     return ds
 
 
@@ -229,27 +228,21 @@ def dense(ds: xr.Dataset) -> xr.Dataset:
     return ds.assign({k: v.copy(data=v.data.todense()) for k, v in sparse.items()})
 
 
-def naive(loader: xl.Loader, ds: xr.Dataset, ids: Any) -> list[xr.Dataset]:
-    """Return samples as anybody would cut them: one `isel` each."""
-    w = loader.plan.windows
-    starts = w.starts_of(np.asarray(ids)).tolist()
-    cuts = [
-        {d: slice(s, s + n) for d, s, n in zip(w.dims, at, w.size, strict=True)} for at in starts
-    ]
-    return [dense(ds[list(loader.variables)].isel(cut).compute()) for cut in cuts]
-
-
-def assert_equals_naive(loader: xl.Loader, ds: xr.Dataset, batch: xr.Dataset) -> None:
-    """Compare every value, label and attribute of a batch with plain `isel`."""
-    dim = loader.sample_dim
-    batch = dense(batch).assign_coords({c: ds[c] for c in ds.coords if ds[c].ndim == 0})
-    ids = batch.sample_id.values
-    assert batch.sizes[dim] == len(ids)
-    batch = batch.drop_vars(["sample_id", "valid"], errors="ignore")
-    for k, expected in enumerate(naive(loader, ds, ids)):
-        sample = batch.isel({dim: [k]} if loader.plan.windows.by_row else {dim: k})
-        assert set(sample.variables) == set(expected.variables)
-        for name, variable in expected.variables.items():
-            assert sample.variables[name].to_base_variable().identical(variable.to_base_variable())
-            assert sample[name].dtype == variable.dtype, name
-        assert sample.attrs == expected.attrs
+def assert_equals_naive(loader: xl.Loader, ds: xr.Dataset, *batches: xr.Dataset) -> None:
+    """Compare every value, label and attribute of batches with what plain `isel` cuts."""
+    whole, w = dense(ds[list(loader.variables)].compute()), loader.plan.windows
+    whole = whole.assign_coords(ds.coords)
+    for batch in batches:
+        ids = batch.sample_id.values
+        assert batch.sizes[loader.sample_dim] == len(ids)
+        batch = dense(batch).drop_vars(["sample_id", "valid"], errors="ignore")
+        for k, starts in enumerate(w.starts_of(ids).tolist()):
+            cuts = zip(w.dims, starts, w.size, strict=True)
+            expected = whole.isel({d: slice(s, s + n) for d, s, n in cuts})
+            sample = batch.isel({loader.sample_dim: [k] if w.by_row else k})
+            assert set(sample.variables) == set(expected.variables)
+            for name, variable in expected.variables.items():
+                got = sample.variables[name]
+                assert got.to_base_variable().identical(variable.to_base_variable()), name
+                assert got.dtype == variable.dtype, name
+            assert sample.attrs == expected.attrs

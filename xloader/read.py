@@ -197,7 +197,7 @@ class RowReader(Reader):
         # storage row -> row of the block, by the range that holds it
         shift = np.append(0, np.cumsum(high - low)[:-1]) - low
 
-        def gather(starts: Int64) -> Values:
+        def gather(starts: Int64) -> Values:  # numpydoc ignore=GL08
             rows = self.rows[starts[:, 0]]
             picked = block.take_rows(rows + shift[np.searchsorted(low, rows, side="right") - 1])
             return picked.todense() if self.dense else picked
@@ -454,9 +454,13 @@ def _variable_grid(variable: xr.Variable) -> _Grid:
         parts = [
             [slice(e[k], e[k + 1]) for e, k in zip(edges, i, strict=True)] for i in ids.tolist()
         ]
-        return [np.asarray(variable[tuple(p)].values) for p in parts]
+        return [_dense(variable[tuple(p)].data) for p in parts]
 
     return _Grid(edges, fetch)
+
+
+def _dense(values: Any) -> npt.NDArray[Any]:
+    return values.todense() if isinstance(values, CSRArray) else np.asarray(values)
 
 
 def _is_range(index: Int64, n: int) -> bool:

@@ -45,10 +45,10 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
     ------
     SchemaError
         If a variable has no numbers, or `layout` does not fit it.
+    PlanError
+        If there is no such layout.
     """
-    if layout not in _LAYOUTS:
-        msg = f"layout={layout!r} is unknown; choose one of {_LAYOUTS}"
-        raise PlanError(msg)
+    _check_layout(layout)
     dim = loader.sample_dim
     variables = {str(k): v.variable for k, v in batch.data_vars.items() if dim in v.dims}
     if layout == "coo":
@@ -62,6 +62,12 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
         if name in batch.coords:
             tensors[name] = torch.from_numpy(np.array(batch[name].values))
     return tensors
+
+
+def _check_layout(layout: str | None) -> None:
+    if layout not in _LAYOUTS:
+        msg = f"layout={layout!r} is unknown; choose one of {_LAYOUTS}"
+        raise PlanError(msg)
 
 
 def _tensor(variable: xr.Variable, name: str, *, dim: str, layout: str | None) -> torch.Tensor:
@@ -214,7 +220,7 @@ def _stack_csr(rows: Sequence[torch.Tensor]) -> torch.Tensor:
 
 class MapDataset(torch.utils.data.Dataset[Tensors]):
     """
-    Single samples by number, for torch's own samplers.
+    Samples by number, one or a batch of them, for torch's own samplers.
 
     Parameters
     ----------
@@ -232,6 +238,7 @@ class MapDataset(torch.utils.data.Dataset[Tensors]):
     """
 
     def __init__(self, source: Any, *, layout: str | None = None, **loader_args: Any) -> None:
+        _check_layout(layout)
         self.loader = _as_loader(source, loader_args)
         self.layout = layout
 
@@ -250,7 +257,11 @@ class MapDataset(torch.utils.data.Dataset[Tensors]):
         return len(self.loader.plan.windows)
 
     @override
-    def __getitem__(self, i: int) -> Tensors:
+    def __getitem__(self, i: Any) -> Tensors:
+        if np.ndim(
+            i
+        ):  # a whole batch, as ``DataLoader(sampler=BatchSampler(...), batch_size=None)`` asks
+            return collate(self.__getitems__(i))
         return self.__getitems__([int(i)])[0]
 
     def __getitems__(self, ids: Sequence[int]) -> Sequence[Tensors]:
@@ -289,6 +300,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
     """
 
     def __init__(self, source: Any, *, layout: str | None = None, **loader_args: Any) -> None:
+        _check_layout(layout)
         self.loader = _as_loader(source, loader_args)
         self.layout = layout
         # next epoch by (number of workers, worker): in shared memory, because workers that do not
