@@ -258,9 +258,7 @@ class MapDataset(torch.utils.data.Dataset[Tensors]):
 
     @override
     def __getitem__(self, i: Any) -> Tensors:
-        if np.ndim(
-            i
-        ):  # a whole batch, as ``DataLoader(sampler=BatchSampler(...), batch_size=None)`` asks
+        if np.ndim(i):  # a whole batch, for a sampler of batches
             return collate(self.__getitems__(i))
         return self.__getitems__([int(i)])[0]
 
