@@ -230,12 +230,12 @@ def dense(ds: xr.Dataset) -> xr.Dataset:
 
 def assert_equals_naive(loader: xl.Loader, ds: xr.Dataset, *batches: xr.Dataset) -> None:
     """Compare every value, label and attribute of batches with what plain `isel` cuts."""
-    whole, w = dense(ds[list(loader.variables)].compute()), loader.plan.windows
-    whole = whole.assign_coords(ds.coords)
-    for batch in batches:
-        ids = batch.sample_id.values
-        assert batch.sizes[loader.sample_dim] == len(ids)
-        batch = dense(batch).drop_vars(["sample_id", "valid"], errors="ignore")
+    whole, w = dense(ds.compute()), loader.plan.windows
+    whole = whole[list(loader.variables)].assign_coords(whole.coords)
+    for served in batches:
+        ids = served.sample_id.values
+        assert served.sizes[loader.sample_dim] == len(ids)
+        batch = dense(served).drop_vars(["sample_id", "valid"], errors="ignore")
         for k, starts in enumerate(w.starts_of(ids).tolist()):
             cuts = zip(w.dims, starts, w.size, strict=True)
             expected = whole.isel({d: slice(s, s + n) for d, s, n in cuts})
