@@ -97,6 +97,16 @@ def test_import__needs_no_torch():
     assert out.stdout.strip() == "[]"
 
 
+def test_torch__is_there_when_asked_for_and_says_what_is_missing():
+    pytest.importorskip("torch")
+    assert xloader.torch.MapDataset.__name__ == "MapDataset"
+    with pytest.raises(AttributeError, match="no attribute 'tensorflow'; it has"):
+        _ = xloader.tensorflow
+    code = "import sys; sys.modules['torch'] = None; import xloader; xloader.torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ImportError: xloader.torch needs torch: pip install 'xloader[torch]'" in done.stderr
+
+
 def test_pre_commit__runs_the_tools_of_the_project():
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     hooks = {hook["id"] for repo in config["repos"] for hook in repo["hooks"]}
