@@ -121,9 +121,22 @@ def test_epochs__differ_from_each_other_and_between_seeds():
 
 def test_order__is_pinned():
     # training runs are repeated from (seed, epoch): this order may never change
-    plan = make(10, keys=np.arange(10) // 4, pool_blocks=2, batch_size=10, seed=7)
-    assert plan.batch(0, 0).ids.tolist() == [9, 2, 0, 8, 1, 3, 4, 6, 7, 5]
-    assert plan.batch(1, 0).ids.tolist() == [3, 0, 2, 1, 8, 9, 4, 7, 6, 5]
+    plan = make(14, keys=np.arange(14) // 2, pool_blocks=2, batch_size=14, seed=7)
+    assert plan.batch(0, 0).ids.tolist() == [10, 9, 11, 8, 3, 12, 13, 2, 5, 6, 4, 7, 1, 0]
+    assert plan.batch(1, 0).ids.tolist() == [13, 7, 6, 12, 10, 11, 4, 5, 1, 8, 0, 9, 3, 2]
+
+
+def test_order__uses_no_random_number_twice():
+    plan = make(40, keys=np.arange(40), pool_blocks=40, batch_size=40, seed=0)
+    orders = [plan.block_order(e).tolist() for e in (0, 1)]
+    within = np.random.default_rng([2, 0, 0, 0]).permutation(40).tolist()
+    assert len({tuple(o) for o in (*orders, within)}) == 3
+    assert (
+        orders[0]
+        != make(40, keys=np.arange(40), pool_blocks=40, batch_size=40, seed=1)
+        .block_order(0)
+        .tolist()
+    )
 
 
 @given(options(), st.integers(0, 2))

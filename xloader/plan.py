@@ -12,6 +12,10 @@ from xloader.errors import PlanError
 
 Remainder = Literal["keep", "drop", "pad"]
 
+# first word of every seed, so that no two uses of one (seed, epoch) draw the same numbers:
+# numpy pads seeds with zeros, which makes [7, 0] and [7, 0, 0] the same
+_BLOCKS, _POOL = 1, 2
+
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
@@ -238,7 +242,7 @@ class Plan:
         """
         if not self.shuffle:
             return np.arange(len(self.blocks))
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.blocks))
+        return np.random.default_rng([_BLOCKS, self.seed, epoch]).permutation(len(self.blocks))
 
     def pool_ids(self, epoch: int, pool: int) -> Int64:
         """
@@ -261,7 +265,7 @@ class Plan:
         ids = np.concatenate([self.blocks.of(int(b)) for b in blocks])
         if not self.shuffle:
             return ids
-        return np.random.default_rng([self.seed, epoch, pool]).permutation(ids)
+        return np.random.default_rng([_POOL, self.seed, epoch, pool]).permutation(ids)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """

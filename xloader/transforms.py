@@ -17,6 +17,9 @@ Transform = Callable[..., xr.Dataset]
 """``f(batch)`` or ``f(batch, *, rng)``; sample by sample in meaning, vectorised in work."""
 
 
+_SAMPLE = 3  # first word of the seeds of samples; the plan uses others
+
+
 class SampleRandom(Sequence[np.random.Generator]):
     """
     One random generator per sample, the same wherever and whenever the sample is drawn.
@@ -50,7 +53,7 @@ class SampleRandom(Sequence[np.random.Generator]):
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return SampleRandom(self.seed, epoch=self.epoch, sample_id=self.sample_id[i])
-        return np.random.default_rng([self.seed, self.epoch, int(self.sample_id[i])])
+        return np.random.default_rng([_SAMPLE, self.seed, self.epoch, int(self.sample_id[i])])
 
     @override
     def __iter__(self) -> Iterator[np.random.Generator]:
