@@ -1,5 +1,9 @@
 """The oracle: whatever the source, a Loader gives what plain `isel`, h5py and scipy give."""
 
+import pickle
+import tempfile
+from pathlib import Path
+
 import h5py
 import numpy as np
 import numpy.testing as npt
@@ -323,3 +327,116 @@ def test_remainder__is_counted_in_the_representation():
     assert "1 regions too short, 1 samples dropped" in repr(drop)
     assert "positions without a window" in repr(drop)
     assert "nothing left over" in repr(xl.Loader(cells(), batch_size=61))
+
+
+# --- one loader, many ways to ask
+
+
+def double(batch):
+    return batch.assign(X=batch.X * 2)
+
+
+@pytest.mark.parametrize("form", ["rows-dask", "h5ad", "store"])
+def test_pickle__makes_an_equal_loader(opened, form):
+    for transform in (None, double, lambda b: b.assign(more=b.X_pca + 1)):
+        loader = xl.Loader(
+            opened("cells", form), batch_size=9, shuffle=True, seed=4, transform=transform
+        )
+        loader.set_epoch(3)
+        list(loader.batches(3, [0]))
+        copy = pickle.loads(pickle.dumps(loader))
+        assert len(copy) == len(loader)
+        assert dense(copy[1]).identical(dense(loader[1]))
+
+
+def test_pickle__leaves_what_was_read_behind():
+    loader = xl.Loader(cells_in("store", Path(tempfile.mkdtemp())), batch_size=9)
+    before = len(pickle.dumps(loader))
+    list(loader)
+    assert len(pickle.dumps(loader)) < before + 100
+
+
+def test_iteration__each_complete_pass_is_the_next_epoch():
+    loader = xl.Loader(cells(), batch_size=10, shuffle=True)
+    order = {e: [loader.batch(e, k).sample_id.values.tolist() for k in range(7)] for e in range(4)}
+    assert len({str(o) for o in order.values()}) == 4
+
+    def served():
+        return [b.sample_id.values.tolist() for b in loader]
+
+    assert [served(), served()] == [order[0], order[1]]
+    assert next(iter(loader)).sample_id.values.tolist() == order[2][0]  # given up ...
+    assert served() == order[2]  # ... so this epoch is served again
+    assert loader[3].sample_id.values.tolist() == order[2][3]
+    loader.set_epoch(0)
+    assert loader[-1].sample_id.values.tolist() == order[0][-1]
+    assert [served(), served()] == [order[0], order[1]]
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+@pytest.mark.parametrize("batch_size", [3, 20])
+def test_pools__memory_and_reading_ahead_change_no_batch(prefetch, batch_size):
+    # with room for one block at a time a batch spans several pools
+    ds = cells(Rows(counts()))[["X"]]
+    wide = xl.Loader(ds, batch_size=batch_size)
+    narrow = xl.Loader(
+        ds, batch_size=batch_size, memory_budget=760 * (1 + prefetch), prefetch=prefetch
+    )
+    assert wide.plan.n_pools == 1
+    assert narrow.plan.n_pools >= 4
+    for k, batch in enumerate(narrow):
+        assert dense(batch).identical(dense(wide[k]))
+        assert_equals_naive(narrow, ds, narrow.batch(1, k))
+    shuffled = xl.Loader(
+        ds,
+        batch_size=batch_size,
+        memory_budget=760 * (1 + prefetch),
+        prefetch=prefetch,
+        shuffle=True,
+    )
+    check(shuffled, ds)
+    for _ in zip(range(2), shuffled, strict=False):  # leaving early stops what reads ahead
+        pass
+
+
+def test_samples__come_in_the_order_asked_for_with_repeats():
+    for budget in ("1GB", 2000):
+        loader = xl.Loader(cells(Rows(counts())), batch_size=4, memory_budget=budget)
+        ids = np.array([60, 3, 3, -1, 0])
+        batch = loader.samples(ids)
+        assert batch.sample_id.values.tolist() == [60, 3, 3, 60, 0]
+        assert ids.tolist() == [60, 3, 3, -1, 0]
+        assert_equals_naive(loader, cells(), batch)
+
+
+def test_ranks__come_from_the_environment_of_torchrun(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    plan = xl.Loader(cells(), batch_size=4).plan
+    assert (plan.rank, plan.world_size) == (1, 3)
+    plan = xl.Loader(cells(), batch_size=4, rank=0, world_size=2).plan
+    assert (plan.rank, plan.world_size) == (0, 2)
+
+
+def test_budget__needs_no_room_to_read_ahead_where_everything_fits():
+    ds = cells(Rows(counts(), block_rows=61))[["X"]]
+    (nbytes,) = {xl.Loader(ds, batch_size=4).plan.block_nbytes}
+    assert xl.Loader(ds, batch_size=4, memory_budget=nbytes, prefetch=3).plan.n_pools == 1
+
+
+def test_layout__of_sparse_variables():
+    ds = cells(Rows(counts()))
+    assert isinstance(xl.Loader(ds, batch_size=4)[0].X.data, CSRArray)
+    assert isinstance(xl.Loader(ds, batch_size=4, layout="csr")[0].X.data, CSRArray)
+    assert isinstance(xl.Loader(ds, batch_size=4, layout="dense")[0].X.data, np.ndarray)
+
+
+def test_batches__in_place_work_of_a_user_reaches_no_other_batch():
+    loader = xl.Loader(cells().load(), batch_size=20)
+    first = loader[0].copy(deep=True)
+    spoilt = loader[0]
+    spoilt["X"] *= 0
+    spoilt.X_pca.values[:] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        spoilt["loadings"] *= 0  # shared by all batches
+    assert loader[0].identical(first)
