@@ -17,7 +17,7 @@ from xloader.errors import ReadError, SchemaError
 from xloader.schema import keep_labels, lazy
 from xloader.store.layout import BLOCK_ROWS, TILE, decode, read_root, root_attributes
 from xloader.store.shards import ShardedArray
-from xloader.store.write import read_label
+from xloader.store.write import check_arrays, read_label
 
 Int64 = npt.NDArray[np.int64]
 
@@ -200,6 +200,7 @@ class StoreBackendEntrypoint(BackendEntrypoint):
         root = read_root(store)
         name = _choose(store, root, resolution)
         try:
+            check_arrays(store, root["arrays"], name)
             ds = _group(store / name, name, root)
         except (KeyError, TypeError, AttributeError, IndexError) as e:
             msg = f"the metadata of store {str(store)!r} are damaged ({e!r}); convert the source again"

@@ -193,6 +193,47 @@ def manifest(store: Path) -> dict[str, Any]:
     return dict(sorted(arrays.items()))
 
 
+def check_arrays(store: Path, arrays: Mapping[str, Any], below: str) -> None:
+    """
+    Check arrays against the list that was made when the store was complete.
+
+    zarr reads a missing file as the fill value: without this, labels would silently be wrong.
+
+    Parameters
+    ----------
+    store : Path
+        Directory of the store.
+    arrays : mapping
+        What `manifest` returned.
+    below : str
+        Path of the group whose arrays are checked; empty for all.
+
+    Raises
+    ------
+    ReadError
+        If metadata of an array were changed, or one of its files is missing.
+    """
+    for name, entry in arrays.items():
+        if below and not name.startswith(f"{below}/"):
+            continue
+        metadata = metadata_of(store / name)
+        if checksum(metadata) != entry["metadata"]:
+            msg = (
+                f"the metadata of array {str(store / name)!r} do not match their checksum: its "
+                "zarr.json is damaged or was edited; convert the source again"
+            )
+            raise ReadError(msg)
+        expected = [np.arange(a, b) for a, b in entry["files"]]
+        listed = np.concatenate([np.arange(0), *expected])
+        lost = np.setdiff1d(listed, _files(store / name, metadata))
+        if len(lost):
+            msg = (
+                f"{len(lost)} of the {len(listed)} files of array {str(store / name)!r} are missing "
+                f"(the first is number {lost[0]} in row-major order); convert the source again"
+            )
+            raise ReadError(msg)
+
+
 def _files(array: Path, metadata: dict[str, Any]) -> Int64:
     """Return the numbers of the files of an array, shards or chunks, sorted."""
     shape, sides = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
@@ -204,6 +245,7 @@ def _files(array: Path, metadata: dict[str, Any]) -> Int64:
         tuple(map(int, (Path(folder) / name).relative_to(root).parts))
         for folder, _, names in os.walk(root)
         for name in names
+        if name.isdecimal()  # a desktop or network file system may leave files of its own
     ]
     places = np.array(found, np.int64).reshape(-1, len(shape))
     return np.sort(np.ravel_multi_index(tuple(places.T), grid)) if found else np.arange(0)
