@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 import shutil
+from typing import Any
 
 import anndata
 import cloudpickle
@@ -229,7 +230,7 @@ def opens_anew(path):
     return open_hdf5(path) is not inherited["handle"]
 
 
-inherited = {}
+inherited: dict[str, Any] = {}
 
 
 def test_open_files__handles_are_not_shared_over_fork(tmp_path):

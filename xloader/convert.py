@@ -18,7 +18,16 @@ from xloader import schema, trace
 from xloader.arrays import RowArray
 from xloader.errors import PlanError, ReadError, SchemaError
 from xloader.open import identify, open_cells, open_contacts, resolutions
-from xloader.store.layout import TILE, encode, partial_of, path_of, write_group, write_root
+from xloader.store.layout import (
+    TILE,
+    encode,
+    partial_of,
+    path_of,
+    root_attributes,
+    write_group,
+    write_root,
+)
+from xloader.store.layout import describe as describe_path
 from xloader.store.shards import n_cpus
 from xloader.store.staging import stage_dense, stage_order, stage_selection
 from xloader.store.write import CODECS, describe, manifest, write_label
@@ -63,7 +72,8 @@ def convert(
     max_distance : int, optional
         Contacts farther apart than this, in bp, and between chromosomes are left out, tile by tile.
     overwrite : bool, optional
-        Whether an existing store is replaced, once the new one is complete.
+        Whether an existing store is replaced, once the new one is complete. Anything else that is
+        at its place is never replaced.
     progress : bool, optional
         Whether to show a progress bar.
 
@@ -77,7 +87,7 @@ def convert(
     PlanError
         If options do not fit the data, or a task does not fit the budget.
     ReadError
-        If the source cannot be read, or the store exists already.
+        If the source cannot be read, or the store exists already, or something else is there.
     SchemaError
         If the source is of no supported kind.
     """
@@ -86,9 +96,7 @@ def convert(
         msg = f"codec={codec!r} is unknown; choose one of {CODECS}"
         raise PlanError(msg)
     budget = parse_bytes(memory_budget)
-    if target.exists() and not overwrite:
-        msg = f"{str(target)!r} exists; pass overwrite=True to replace it, or choose another path"
-        raise ReadError(msg)
+    _check_target(target, overwrite=overwrite)
     if not target.parent.is_dir():
         msg = f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}; make it first"
         raise ReadError(msg)
@@ -112,6 +120,22 @@ def convert(
     if kind == "cells":
         return open_cells(target)
     return open_contacts(target, resolution=min(resolutions(target), default=None))
+
+
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    """Refuse to replace what is no store: it may be all that somebody has."""
+    if not target.exists():
+        return
+    if not overwrite:
+        msg = f"{str(target)!r} exists; pass overwrite=True to replace it, or choose another path"
+        raise ReadError(msg)
+    empty = target.is_dir() and next(target.iterdir(), None) is None
+    if not empty and "xloader" not in root_attributes(target):
+        msg = (
+            f"{str(target)!r} is {describe_path(target)}, and overwrite=True replaces only stores; "
+            "choose another path, or remove it yourself"
+        )
+        raise ReadError(msg)
 
 
 def _groups(source: Any) -> dict[str, xr.Dataset]:
@@ -172,8 +196,12 @@ def _publish(partial: Path, target: Path) -> None:
         old = target.parent / f".{target.name}.old"
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+        try:
+            partial.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        shutil.rmtree(old)
     else:
         partial.rename(target)
 

@@ -15,6 +15,7 @@ from dask.utils import format_bytes, parse_bytes
 from typing_extensions import override
 
 from xloader.axes import Int64, Windows
+from xloader.contract import SampleRandom, Transform, apply
 from xloader.errors import PlanError
 from xloader.plan import Batch, Plan, Remainder
 from xloader.read import Values
@@ -26,8 +27,7 @@ from xloader.request import (
     vocabularies,
 )
 from xloader.source import Loaded, Source, join
-from xloader.transforms import SampleRandom, Transform, apply
-from xloader.windows import Diagonal, Grid
+from xloader.windows import Shape
 
 _LAYOUTS = (None, "csr", "dense")
 
@@ -50,7 +50,7 @@ class Loader:
         ``{"cell": 1}``.
     input_overlap : mapping of str to int, optional
         Elements that neighbouring windows share along each dimension. Default: 0.
-    windows : Diagonal or Grid, optional
+    windows : Shape, optional
         Contact windows, from `xloader.windows`, instead of `input_dims`.
     variables : sequence of str, optional
         Data variables to deliver. Default: all.
@@ -98,7 +98,7 @@ class Loader:
         batch_size: int,
         input_dims: Mapping[str, int] | None = None,
         input_overlap: Mapping[str, int] | None = None,
-        windows: Diagonal | Grid | None = None,
+        windows: Shape | None = None,
         variables: Sequence[str] | None = None,
         labels: Sequence[str] = (),
         transform: Transform | None = None,

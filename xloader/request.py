@@ -16,7 +16,7 @@ from xloader.axes import Region, Windows
 from xloader.errors import PlanError, SchemaError
 from xloader.plan import Blocks, Remainder, even_blocks, group
 from xloader.source import Source
-from xloader.windows import Diagonal, Grid
+from xloader.windows import Shape
 
 
 def resolve_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -154,7 +154,7 @@ def draw_windows(
     source: Any,
     input_dims: Mapping[str, int] | None,
     input_overlap: Mapping[str, int] | None,
-    windows: Diagonal | Grid | None,
+    windows: Shape | None,
     remainder: Remainder,
 ) -> tuple[xr.Dataset, Windows]:
     """
@@ -166,7 +166,7 @@ def draw_windows(
         As the user gave it.
     input_dims, input_overlap : mapping of str to int or None
         In xbatcher's words.
-    windows : Diagonal, Grid or None
+    windows : Shape or None
         Contact windows.
     remainder : {"keep", "drop", "pad"}
         What becomes of the end of a region.

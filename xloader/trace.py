@@ -1,7 +1,7 @@
 """Find what a variable shows of a stored array, so that it is read there and not through dask."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -120,25 +120,57 @@ def _unwrap(node: Any) -> Any:
 
 def _lazy(data: Any) -> View | None:
     """Follow xarray's wrappers down to a stored array."""
+    base, keys = _unwrapped(data)
+    index = _positions_of(keys, base.shape) if isinstance(base, StoredArray) else None
+    return None if index is None else View(base, index)
+
+
+def lazy_base(variable: xr.Variable) -> tuple[Any, tuple[Int64, ...]] | None:
+    """
+    Return the array beneath xarray's lazy indexing, whichever backend it is of.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        A variable of any backend, opened without dask.
+
+    Returns
+    -------
+    tuple of array and tuple of ndarray, or None
+        What is indexed, and the position in it of each element along each dimension; None if
+        these dimensions are not those of the variable.
+    """
+    base, keys = _unwrapped(variable._data)
+    index = _positions_of(keys, base.shape)
+    return None if index is None else (base, index)
+
+
+def _unwrapped(data: Any) -> tuple[Any, list[tuple[Any, ...]]]:
+    """Return what xarray's wrappers hold, and their keys, outermost first."""
     keys = []
-    while not isinstance(data, StoredArray):
+    while isinstance(data, indexing.LazilyIndexedArray | _WRAPPERS):
         if isinstance(data, indexing.LazilyIndexedArray):
             keys.append(data.key.tuple)
-        elif not isinstance(data, _WRAPPERS):
-            return None
         data = data.array
-    index = _whole(data).index
+    return data, keys
+
+
+def _positions_of(
+    keys: Sequence[tuple[Any, ...]], shape: tuple[int, ...]
+) -> tuple[Int64, ...] | None:
+    """Apply keys to the positions along each dimension; None if they drop or add one."""
+    index: tuple[Int64, ...] = tuple(np.arange(n) for n in shape)
     for key in reversed(keys):
         if len(key) != len(index) or any(np.ndim(k) == 0 and not isinstance(k, slice) for k in key):
             return None
         index = tuple(i[k] for i, k in zip(index, key, strict=True))
-    return View(data, index)
+    return index
 
 
 _WRAPPERS = (
-    indexing.CopyOnWriteArray,
-    indexing.ImplicitToExplicitIndexingAdapter,
-    indexing.MemoryCachedArray,
+    indexing.CopyOnWriteArray
+    | indexing.ImplicitToExplicitIndexingAdapter
+    | indexing.MemoryCachedArray
 )
 
 

@@ -1,128 +1,16 @@
 """Functions from labelled batch to labelled batch; a user's own function is equal to them."""
 
 import difflib
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from typing_extensions import override
 
-from xloader.errors import SchemaError, TransformError
+from xloader.contract import SampleRandom, Transform, takes_rng
+from xloader.errors import SchemaError
 from xloader.schema import require
-
-Transform = Callable[..., xr.Dataset]
-"""``f(batch)`` or ``f(batch, *, rng)``; sample by sample in meaning, vectorised in work."""
-
-
-_SAMPLE = 3  # first word of the seeds of samples; the plan uses others
-
-
-class SampleRandom(Sequence[np.random.Generator]):
-    """
-    One random generator per sample, the same wherever and whenever the sample is drawn.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the loader.
-    epoch : int
-        Number of the epoch.
-    sample_id : ndarray of int64, shape (n,)
-        Samples of the batch.
-
-    Examples
-    --------
-    >>> rng = SampleRandom(0, epoch=2, sample_id=np.array([7, 9]))
-    >>> bool(rng[1].random() == SampleRandom(0, epoch=2, sample_id=np.array([9]))[0].random())
-    True
-    """
-
-    def __init__(self, seed: int, *, epoch: int, sample_id: npt.NDArray[np.int64]) -> None:
-        self.seed = seed
-        self.epoch = epoch
-        self.sample_id = sample_id
-
-    @override
-    def __len__(self) -> int:
-        return len(self.sample_id)
-
-    @override
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return SampleRandom(self.seed, epoch=self.epoch, sample_id=self.sample_id[i])
-        return np.random.default_rng([_SAMPLE, self.seed, self.epoch, int(self.sample_id[i])])
-
-    @override
-    def __iter__(self) -> Iterator[np.random.Generator]:
-        return (self[i] for i in range(len(self)))
-
-
-def apply(transform: Transform, batch: xr.Dataset, *, rng: SampleRandom, dim: str) -> xr.Dataset:
-    """
-    Run a transform on a batch and hold it to the contract.
-
-    Parameters
-    ----------
-    transform : callable
-        ``f(batch)`` or ``f(batch, *, rng)``.
-    batch : xarray.Dataset
-        A labelled batch.
-    rng : SampleRandom
-        Handed to a transform that has a parameter `rng`.
-    dim : str
-        Dimension of the samples.
-
-    Returns
-    -------
-    xarray.Dataset
-        What the transform returned.
-
-    Raises
-    ------
-    TransformError
-        If it returned no Dataset, or not the same samples in the same order.
-    """
-    before, given = batch.sizes[dim], batch.variables["sample_id"].values.copy()
-    result: Any = transform(batch, rng=rng) if takes_rng(transform) else transform(batch)
-    name = getattr(transform, "__name__", repr(transform))
-    if not isinstance(result, xr.Dataset):
-        msg = f"transform {name!r} returned {type(result).__name__}; return the xarray.Dataset"
-        raise TransformError(msg)
-    after = result.sizes.get(dim)
-    if after != before:
-        msg = (
-            f"transform {name!r} changed the batch dimension {dim!r} from {before} to {after} samples; "
-            "a transform keeps every sample: select samples on the Dataset before the Loader"
-        )
-        raise TransformError(msg)
-    ids = result.variables.get("sample_id")
-    if ids is None or not np.array_equal(ids.values, given):
-        msg = f"transform {name!r} dropped or reordered `sample_id`; keep it as it comes"
-        raise TransformError(msg)
-    return result
-
-
-def takes_rng(transform: Transform) -> bool:
-    """
-    Say whether a transform asks for random generators.
-
-    Parameters
-    ----------
-    transform : callable
-        Any transform.
-
-    Returns
-    -------
-    bool
-        True if it has a parameter called `rng`.
-    """
-    try:
-        return "rng" in inspect.signature(transform).parameters
-    except ValueError:  # a builtin without a signature
-        return False
 
 
 def compose(*transforms: Transform) -> Transform:

@@ -159,47 +159,16 @@ def _too_short(size: Mapping[str, int], short: Sequence[Region]) -> str:
 
 
 @dataclass(frozen=True)
-class Diagonal:
-    """Square windows on the diagonal; see `diagonal`."""
+class Shape:
+    """Square windows of a contact map, as `diagonal` and `grid` make them."""
 
     size: int | str
     """Length of a window, in bins or as text in bp."""
     stride: int | str
     """Distance between neighbouring windows, in bins or as text in bp."""
-
-    def draw(
-        self, regions: Sequence[tuple[Region, Region]], binsize: int | None, remainder: str
-    ) -> Windows:
-        """
-        Return the windows of a contact map.
-
-        Parameters
-        ----------
-        regions : sequence of pairs of Region
-            Chromosomes along `bin1` and `bin2`.
-        binsize : int or None
-            Length of a bin, in bp; None for variable bins.
-        remainder : {"keep", "drop", "pad"}
-            As for `boxes`.
-
-        Returns
-        -------
-        Windows
-            Over `bin1` and `bin2`.
-        """
-        size, stride = to_bins(self.size, binsize), to_bins(self.stride, binsize)
-        return diagonal_boxes(("bin1", "bin2"), size, stride, regions, remainder=remainder)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Square windows on a two-dimensional grid; see `grid`."""
-
-    size: int | str
-    """Length of a window, in bins or as text in bp."""
-    stride: int | str
-    """Distance between neighbouring windows, in bins or as text in bp."""
-    max_distance: int | str | None
+    on_diagonal: bool
+    """Whether windows lie on the diagonal only."""
+    max_distance: int | str | None = None
     """Largest distance of a window's start from the diagonal, in bins or as text in bp."""
 
     def draw(
@@ -221,19 +190,22 @@ class Grid:
         -------
         Windows
             Over `bin1` and `bin2`.
+
+        Raises
+        ------
+        PlanError
+            As for `boxes` and `diagonal_boxes`, and if a length is no number of bins.
         """
         size, stride = to_bins(self.size, binsize), to_bins(self.stride, binsize)
+        if self.on_diagonal:
+            return diagonal_boxes(("bin1", "bin2"), size, stride, regions, remainder=remainder)
         far = None if self.max_distance is None else to_bins(self.max_distance, binsize)
-        return boxes(
-            dict.fromkeys(("bin1", "bin2"), size),
-            dict.fromkeys(("bin1", "bin2"), stride),
-            regions,
-            remainder=remainder,
-            max_distance=far,
-        )
+        both = ("bin1", "bin2")
+        sizes, strides = dict.fromkeys(both, size), dict.fromkeys(both, stride)
+        return boxes(sizes, strides, regions, remainder=remainder, max_distance=far)
 
 
-def diagonal(*, size: int | str, stride: int | str | None = None) -> Diagonal:
+def diagonal(*, size: int | str, stride: int | str | None = None) -> Shape:
     """
     Ask for square windows on the diagonal of each chromosome.
 
@@ -246,20 +218,20 @@ def diagonal(*, size: int | str, stride: int | str | None = None) -> Diagonal:
 
     Returns
     -------
-    Diagonal
+    Shape
         For ``xl.Loader(..., windows=...)``.
 
     Examples
     --------
     >>> diagonal(size="640kb", stride=16)
-    Diagonal(size='640kb', stride=16)
+    Shape(size='640kb', stride=16, on_diagonal=True, max_distance=None)
     """
-    return Diagonal(size, size if stride is None else stride)
+    return Shape(size, size if stride is None else stride, on_diagonal=True)
 
 
 def grid(
     *, size: int | str, stride: int | str | None = None, max_distance: int | str | None = None
-) -> Grid:
+) -> Shape:
     """
     Ask for square windows on a grid within each chromosome, above and below the diagonal.
 
@@ -274,15 +246,17 @@ def grid(
 
     Returns
     -------
-    Grid
+    Shape
         For ``xl.Loader(..., windows=...)``.
 
     Examples
     --------
     >>> grid(size=64, max_distance="2Mb")
-    Grid(size=64, stride=64, max_distance='2Mb')
+    Shape(size=64, stride=64, on_diagonal=False, max_distance='2Mb')
     """
-    return Grid(size, size if stride is None else stride, max_distance)
+    return Shape(
+        size, size if stride is None else stride, on_diagonal=False, max_distance=max_distance
+    )
 
 
 def to_bins(length: int | str, binsize: int | None) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from xloader import transforms
+from xloader.contract import Transform
 from xloader.convert import convert
 from xloader.demo.training import Result, train
 from xloader.errors import SchemaError
@@ -109,7 +110,7 @@ def run_cells(
     )
 
 
-def _normalisation(ds: xr.Dataset, variable: str) -> transforms.Transform | None:
+def _normalisation(ds: xr.Dataset, variable: str) -> Transform | None:
     """Return what raw counts need; what is scaled already is left as it is."""
     if variable not in ds.data_vars:
         msg = f"no variable {variable!r} in this file; name one of {list(ds.data_vars)} with --variable"

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from xloader import transforms
 from xloader import windows as win
+from xloader.contract import SampleRandom
 from xloader.convert import convert
 from xloader.demo.training import Result, train
 from xloader.errors import PlanError, SchemaError
@@ -22,7 +23,7 @@ WINDOW = 64
 KEEP = 1 / 16
 
 
-def restore(batch: xr.Dataset, *, rng: transforms.SampleRandom) -> xr.Dataset:
+def restore(batch: xr.Dataset, *, rng: SampleRandom) -> xr.Dataset:
     """
     Make windows of low coverage and their targets of full coverage, both as log(1 + count).
 

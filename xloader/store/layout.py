@@ -51,7 +51,8 @@ def path_of(name: str, number: int) -> str:
     >>> path_of("cell type", 3), path_of("T/B", 4)
     ('cell type', '~4')
     """
-    return name if _PLAIN_NAME.fullmatch(name) else f"~{number}"
+    plain = _PLAIN_NAME.fullmatch(name) and name != "zarr.json"
+    return name if plain else f"~{number}"
 
 
 def encode(value: Any, where: str) -> Any:  # noqa: PLR0911 # one per type
@@ -224,7 +225,9 @@ def join_values(
     # others stand at the end, last first, where negative codes point
     for k, item in enumerate(others):
         table[-1 - k] = item
-    return np.asarray(table[codes].astype(dtype, copy=False))
+    # with an index of no dimensions the element itself would come out
+    values = table[np.atleast_1d(codes)].reshape(codes.shape)
+    return np.asarray(values.astype(dtype, copy=False))
 
 
 def checksum(value: Any) -> int:
