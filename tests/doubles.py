@@ -239,6 +239,8 @@ def assert_equals_naive(loader: xl.Loader, ds: xr.Dataset, *batches: xr.Dataset)
         for k, starts in enumerate(w.starts_of(ids).tolist()):
             cuts = zip(w.dims, starts, w.size, strict=True)
             expected = whole.isel({d: slice(s, s + n) for d, s, n in cuts})
+            if w.by_row:  # samples come first
+                expected = expected.transpose(*w.dims, ...)
             sample = batch.isel({loader.sample_dim: [k] if w.by_row else k})
             assert set(sample.variables) == set(expected.variables)
             for name, variable in expected.variables.items():

@@ -79,7 +79,7 @@ REQUESTS = st.one_of(cell_requests(), contact_requests(), array_requests())
 
 
 @st.composite
-def loaders(draw, **fixed):
+def loaders(draw, /, **fixed):
     """Draw a Loader, what it reads, and how to make it again."""
     ds, cut = draw(REQUESTS)
     options = {
