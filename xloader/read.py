@@ -2,11 +2,9 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import dask.base
 import dask.threaded
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +14,10 @@ from typing_extensions import override
 from xloader import trace
 from xloader.arrays import RowArray, TileArray
 from xloader.axes import Int64, Windows
+from xloader.chunks import Grid, consecutive, dask_grid, file_grid, tile_grid
 from xloader.csr import CSRArray
 from xloader.errors import PerformanceWarning, warn
 
-_CHUNK_NBYTES = 4 * 2**20
 _BLOCK_WINDOWS = 8
 
 
@@ -205,23 +203,6 @@ class RowReader(Reader):
         return gather
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """How an array is cut into chunks, and how some of them are read."""
-
-    edges: tuple[Int64, ...]
-    """Bounds of the chunks along each dimension, from 0 to its length."""
-    fetch: Callable[[Int64], Sequence[npt.NDArray[Any]]]
-    """Reads the chunks with the given grid positions ``(m, ndim)``, each once."""
-    symmetric: bool = False
-    """Whether only chunks on and above the diagonal exist; others are their transposes."""
-
-    @property
-    def largest(self) -> tuple[int, ...]:
-        """Length of the longest chunk along each dimension."""
-        return tuple(int(np.diff(e).max()) for e in self.edges)
-
-
 class _MemoryReader(Reader):
     """
     Cuts windows out of an array in memory.
@@ -269,7 +250,7 @@ class _ChunkReader(Reader):
         Any variable with a windowed dimension.
     windows : Windows
         Any windows.
-    grid : _Grid
+    grid : Grid
         Chunks of the array that windows are cut from.
     index : tuple of ndarray, optional
         Position in that array of each position of the variable; consecutive within every window.
@@ -279,7 +260,7 @@ class _ChunkReader(Reader):
         self,
         variable: xr.Variable,
         windows: Windows,
-        grid: _Grid,
+        grid: Grid,
         index: tuple[Int64, ...] | None = None,
     ) -> None:
         super().__init__(variable, windows)
@@ -407,10 +388,9 @@ def make_reader(
             dense = layout == "dense"
             return RowReader(variable, windows, view.array, view.index, dense=dense)
     if view is not None and isinstance(view.array, TileArray):
-        tiles = _tile_grid(view.array)
-        reader = _ChunkReader(variable, windows, tiles, view.index)
-        if all(a is not None for a in reader.axes) and _consecutive(view.index, windows, reader):
-            return reader
+        both = set(variable.dims) <= set(windows.dims)
+        if both and all(consecutive(view.index, variable, windows)):
+            return _ChunkReader(variable, windows, tile_grid(view.array), view.index)
     if trace.is_computed(variable):
         warn(
             f"{name!r} is an expression on stored data: it is computed block by block, densely; "
@@ -419,48 +399,9 @@ def make_reader(
         )
     if variable._in_memory and view is None:
         return _MemoryReader(variable, windows)
-    return _ChunkReader(variable, windows, _variable_grid(variable))
-
-
-def _tile_grid(array: TileArray) -> _Grid:
-    n = -(-array.shape[0] // array.tile)
-    edges = np.arange(n + 1) * array.tile
-    return _Grid((edges, edges), lambda ids: list(array.read_tiles(ids)), symmetric=array.symmetric)
-
-
-def _variable_grid(variable: xr.Variable) -> _Grid:
-    """Return the chunks of a variable: dask's, the file's, or pieces of a few MB."""
     if variable.chunks is not None:
-        data: Any = variable.data
-        edges = tuple(np.append(0, np.cumsum(c)) for c in variable.chunks)
-
-        def compute(ids: Int64) -> Sequence[npt.NDArray[Any]]:
-            return dask.base.compute(*(data.blocks[tuple(i)] for i in ids.tolist()))  # type: ignore[no-any-return, no-untyped-call]
-
-        return _Grid(edges, compute)
-    sizes = variable.encoding.get("preferred_chunks") or {}
-    stored = variable.encoding.get("chunks") or variable.encoding.get("chunksizes")
-    shape = [sizes.get(d, n) for d, n in zip(variable.dims, variable.shape, strict=True)]
-    if not sizes and stored and len(stored) == variable.ndim:
-        shape = list(stored)
-    elif not sizes:
-        row = max(1, int(np.prod(variable.shape[1:])) * variable.dtype.itemsize)
-        shape[0] = max(1, _CHUNK_NBYTES // row)
-    edges = tuple(
-        np.append(np.arange(0, n, int(c)), n) for n, c in zip(variable.shape, shape, strict=True)
-    )
-
-    def fetch(ids: Int64) -> list[npt.NDArray[Any]]:
-        parts = [
-            [slice(e[k], e[k + 1]) for e, k in zip(edges, i, strict=True)] for i in ids.tolist()
-        ]
-        return [_dense(variable[tuple(p)].data) for p in parts]
-
-    return _Grid(edges, fetch)
-
-
-def _dense(values: Any) -> npt.NDArray[Any]:
-    return values.todense() if isinstance(values, CSRArray) else np.asarray(values)
+        return _ChunkReader(variable, windows, dask_grid(variable))
+    return _ChunkReader(variable, windows, *file_grid(variable, windows))
 
 
 def _is_range(index: Int64, n: int) -> bool:
@@ -469,13 +410,3 @@ def _is_range(index: Int64, n: int) -> bool:
 
 def _distinct(index: Int64) -> bool:
     return len(np.unique(index)) == len(index)
-
-
-def _consecutive(index: tuple[Int64, ...], windows: Windows, reader: Reader) -> bool:
-    """Say whether every window is a run of stored neighbours along each axis."""
-    starts = reader.full_starts(windows.starts_of(np.arange(len(windows))))
-    breaks = [np.append(0, np.cumsum(np.diff(i) != 1)) for i in index]
-    return all(
-        bool((b[s] == b[s + size - 1]).all())
-        for b, s, size in zip(breaks, starts.T, reader.size, strict=True)
-    )

@@ -125,7 +125,7 @@ def _lazy(data: Any) -> View | None:
     return None if index is None else View(base, index)
 
 
-def lazy_base(variable: xr.Variable) -> tuple[Any, tuple[Int64, ...]] | None:
+def lazy_base(variable: xr.Variable) -> tuple[Any, tuple[Int64, ...]]:
     """
     Return the array beneath xarray's lazy indexing, whichever backend it is of.
 
@@ -136,13 +136,15 @@ def lazy_base(variable: xr.Variable) -> tuple[Any, tuple[Int64, ...]] | None:
 
     Returns
     -------
-    tuple of array and tuple of ndarray, or None
-        What is indexed, and the position in it of each element along each dimension; None if
-        these dimensions are not those of the variable.
+    tuple of array and tuple of ndarray
+        What is indexed, and the position in it of each element along each dimension; the data
+        themselves where a selection dropped or added one.
     """
     base, keys = _unwrapped(variable._data)
     index = _positions_of(keys, base.shape)
-    return None if index is None else (base, index)
+    if index is None:
+        return variable._data, tuple(np.arange(n) for n in variable.shape)
+    return base, index
 
 
 def _unwrapped(data: Any) -> tuple[Any, list[tuple[Any, ...]]]:

@@ -1,0 +1,168 @@
+"""How arrays are cut into chunks, and where the positions of a variable lie in those of storage."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.base
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from xarray.core import indexing
+
+from xloader import trace
+from xloader.arrays import TileArray
+from xloader.axes import Int64, Windows
+from xloader.csr import CSRArray
+
+_CHUNK_NBYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How an array is cut into chunks, and how some of them are read."""
+
+    edges: tuple[Int64, ...]
+    """Bounds of the chunks along each dimension, from 0 to its length."""
+    fetch: Callable[[Int64], Sequence[npt.NDArray[Any]]]
+    """Reads the chunks with the given grid positions ``(m, ndim)``, each once."""
+    symmetric: bool = False
+    """Whether only chunks on and above the diagonal exist; others are their transposes."""
+
+    @property
+    def largest(self) -> tuple[int, ...]:
+        """
+        Return the length of the longest chunk along each dimension.
+
+        Returns
+        -------
+        tuple of int
+            In elements.
+        """
+        return tuple(int(np.diff(e).max()) for e in self.edges)
+
+
+def tile_grid(array: TileArray) -> Grid:
+    """
+    Return the tiles of a contact map.
+
+    Parameters
+    ----------
+    array : TileArray
+        Where they are stored.
+
+    Returns
+    -------
+    Grid
+        Its edges reach beyond the matrix where the last tile does.
+    """
+    n = -(-array.shape[0] // array.tile)
+    edges = np.arange(n + 1) * array.tile
+    return Grid((edges, edges), lambda ids: list(array.read_tiles(ids)), symmetric=array.symmetric)
+
+
+def dask_grid(variable: xr.Variable) -> Grid:
+    """
+    Return the chunks of a dask array.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        A variable made of dask chunks.
+
+    Returns
+    -------
+    Grid
+        All chunks asked for are computed together, so that what they share is computed once.
+    """
+    data: Any = variable.data
+    edges = tuple(np.append(0, np.cumsum(c)) for c in data.chunks)
+
+    def compute(ids: Int64) -> Sequence[npt.NDArray[Any]]:  # numpydoc ignore=GL08
+        return dask.base.compute(*(data.blocks[tuple(i)] for i in ids.tolist()))  # type: ignore[no-any-return, no-untyped-call]
+
+    return Grid(edges, compute)
+
+
+def file_grid(variable: xr.Variable, windows: Windows) -> tuple[Grid, tuple[Int64, ...]]:
+    """
+    Return the chunks of a file, or pieces of a few MB, for a variable that xarray reads lazily.
+
+    Where the user selected from the file, windows are cut from the chunks as they are stored, as
+    long as windows are runs of stored neighbours.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        A variable of any backend, opened without dask.
+    windows : Windows
+        Where windows lie.
+
+    Returns
+    -------
+    tuple of Grid and tuple of ndarray
+        The chunks, and the position in them of each position of the variable.
+    """
+    base, index = trace.lazy_base(variable)
+    whole = consecutive(index, variable, windows)
+    if not all(w for w, d in zip(whole, variable.dims, strict=True) if d in windows.dims):
+        base, index = variable._data, tuple(np.arange(n) for n in variable.shape)
+        whole = [True] * variable.ndim
+    source, shape = variable, list(variable.shape)
+    if isinstance(base, indexing.ExplicitlyIndexed):
+        # what a window takes whole from scattered places is selected before it is read
+        source = xr.Variable(variable.dims, indexing.LazilyIndexedArray(base))
+        source = source[tuple(slice(None) if w else i for w, i in zip(whole, index, strict=True))]
+        shape = list(source.shape)
+    lengths = _chunk_lengths(variable, shape)
+    ends = zip(shape, lengths, whole, strict=True)
+    edges = tuple(np.append(np.arange(0, n, c if w else n), n) for n, c, w in ends)
+
+    def fetch(ids: Int64) -> list[npt.NDArray[Any]]:  # numpydoc ignore=GL08
+        boxes = (zip(edges, i, strict=True) for i in ids.tolist())
+        parts = [source[tuple(slice(e[k], e[k + 1]) for e, k in box)].data for box in boxes]
+        return [p.todense() if isinstance(p, CSRArray) else np.asarray(p) for p in parts]
+
+    places = zip(index, whole, strict=True)
+    return Grid(edges, fetch), tuple(i if w else np.arange(len(i)) for i, w in places)
+
+
+def _chunk_lengths(variable: xr.Variable, shape: Sequence[int]) -> list[int]:
+    """Return the length of stored chunks along each dimension of the file."""
+    preferred = variable.encoding.get("preferred_chunks") or {}
+    stored = variable.encoding.get("chunks") or variable.encoding.get("chunksizes")
+    if preferred:
+        return [int(preferred.get(d, n)) for d, n in zip(variable.dims, shape, strict=True)]
+    if stored and len(stored) == variable.ndim:
+        return [int(n) for n in stored]
+    row = max(1, int(np.prod(shape[1:])) * variable.dtype.itemsize)
+    return [max(1, _CHUNK_NBYTES // row), *shape[1:]]
+
+
+def consecutive(index: Sequence[Int64], variable: xr.Variable, windows: Windows) -> list[bool]:
+    """
+    Say along which dimensions every window is a run of stored neighbours.
+
+    Parameters
+    ----------
+    index : sequence of ndarray of int64
+        Stored position of each position along each dimension.
+    variable : xarray.Variable
+        A variable with these dimensions; windows take the others whole.
+    windows : Windows
+        Where windows lie.
+
+    Returns
+    -------
+    list of bool
+        One per dimension.
+    """
+    starts = windows.starts_of(np.arange(len(windows)))
+    runs = []
+    for dim, i in zip(variable.dims, index, strict=True):
+        axis = windows.dims.index(str(dim)) if dim in windows.dims else None
+        first = np.zeros(1, np.int64) if axis is None else starts[:, axis]
+        size = len(i) if axis is None else windows.size[axis]
+        breaks = np.append(0, np.cumsum(np.diff(i) != 1))
+        runs.append(bool((breaks[first] == breaks[first + size - 1]).all()))
+    return runs
