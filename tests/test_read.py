@@ -7,8 +7,7 @@ import numpy as np
 import numpy.testing as npt
 import pytest
 import xarray as xr
-import zarr
-from zarr.storage import LocalStore, LoggingStore
+from zarr.storage import LocalStore
 
 import xloader as xl
 from tests.doubles import (
@@ -24,28 +23,10 @@ from tests.doubles import (
     plain,
     stored,
 )
-from xloader.backends.store import StoreRows, StoreTiles
 from xloader.schema import lazy
 
 DIAGONAL = xl.windows.diagonal(size=16, stride=5)
 GRID = xl.windows.grid(size=16, stride=7)
-
-
-class Chunks(Dense):
-    """A dense array read by whole chunks of rows; `log` holds the first row of each."""
-
-    def __init__(self, values, rows=8):
-        super().__init__(values)
-        self.rows = rows
-
-    @property
-    def unit(self):
-        return (self.rows, *self.shape[1:])
-
-    def _raw(self, key):
-        wanted = np.atleast_1d(np.arange(self.shape[0])[key[0]])
-        self.log += np.unique(wanted // self.rows).tolist()
-        return self.values[key]
 
 
 def pools_of(loader, epoch=0):
@@ -77,10 +58,10 @@ SELECTIONS = {
 
 @pytest.mark.parametrize("select", sorted(SELECTIONS))
 @pytest.mark.parametrize("chunked", [False, True])
-@pytest.mark.parametrize("budget", [1_600, "1GB"])
+@pytest.mark.parametrize("budget", [4_000, "1GB"])
 def test_rows__each_block_is_decoded_once_per_pool(select, chunked, budget):
     array = Rows(counts(), block_rows=8)
-    ds = cells(array)[["X"]]
+    ds = cells(array)[["X"]].drop_vars(["depth", "cell_type"])
     ds = SELECTIONS[select](ds.chunk({"cell": 20}) if chunked else ds)
     row = ds.row.values
     loader = xl.Loader(ds, batch_size=6, shuffle=True, memory_budget=budget)
@@ -96,7 +77,7 @@ def test_rows__each_block_is_decoded_once_per_pool(select, chunked, budget):
 def test_rows__in_order_are_decoded_once_per_epoch(n):
     array = Rows(counts(n), block_rows=8)
     ds = cells(array, n=n)[["X"]]
-    loader = xl.Loader(ds, batch_size=5, memory_budget=1_600)
+    loader = xl.Loader(ds, batch_size=5, memory_budget=3_800)
     assert sorted(read_log(loader, array.log)) == list(range(-(-n // 8)))
 
 
@@ -110,7 +91,7 @@ def test_rows__that_all_fit_are_read_once_for_all_epochs():
 
 def test_rows__single_batches_reuse_the_pools_in_memory():
     array = Rows(counts())
-    loader = xl.Loader(cells(array)[["X"]], batch_size=4, shuffle=True, memory_budget=1_600)
+    loader = xl.Loader(cells(array)[["X"]], batch_size=4, shuffle=True, memory_budget=3_800)
     for k in range(len(loader)):
         loader[k]
     assert sorted(array.log) == list(range(8))
@@ -132,7 +113,7 @@ def touched_tiles(loader, ds, ids, tile=8):
 
 @pytest.mark.parametrize("windows", [DIAGONAL, GRID], ids=["diagonal", "grid"])
 @pytest.mark.parametrize("chunked", [False, True])
-@pytest.mark.parametrize("budget", [180_000, "1GB"])
+@pytest.mark.parametrize("budget", [210_000, "1GB"])
 @pytest.mark.parametrize("select", ["all", "inside"])
 def test_tiles__each_is_decoded_once_per_pool(windows, chunked, budget, select):
     array = Tiles(contact_map(400), tile=8)
@@ -153,24 +134,6 @@ def test_tiles__each_is_decoded_once_per_pool(windows, chunked, budget, select):
 # --- plain zarr
 
 
-def counting_store(path):
-    return LoggingStore(LocalStore(path, read_only=True), log_level="ERROR")
-
-
-def chunk_gets(store, monkeypatch):
-    """Count reads of stored chunks by key."""
-    found = Counter()
-    get = LocalStore.get
-
-    async def counted(self, key, *args, **kwargs):
-        if "/c/" in key:
-            found[key] += 1
-        return await get(self, key, *args, **kwargs)
-
-    monkeypatch.setattr(LocalStore, "get", counted)
-    return found
-
-
 @pytest.fixture
 def zarr_gets(monkeypatch):
     """Count reads of stored chunks by key, labels left out."""
@@ -187,7 +150,7 @@ def zarr_gets(monkeypatch):
 
 
 @pytest.mark.parametrize("chunks", [None, {}])
-@pytest.mark.parametrize("budget", [3_000, "1GB"])
+@pytest.mark.parametrize("budget", [4_600, "1GB"])
 @pytest.mark.parametrize("select", ["all", "slice", "permuted"])
 def test_zarr__each_chunk_is_decoded_once_per_pool(tmp_path, zarr_gets, chunks, budget, select):
     path = stored(plain(cells()[["X"]]), tmp_path / "x.zarr", {"cell": 8, "gene": 10})
@@ -203,5 +166,140 @@ def test_zarr__each_chunk_is_decoded_once_per_pool(tmp_path, zarr_gets, chunks, 
     )
     assert zarr_gets == expected
     assert (loader.plan.n_pools > 1) == (budget != "1GB")
-    if select != "permuted" or budget == "1GB":
+    assert max(zarr_gets.values()) == 1 or (chunks == {} and select == "permuted")
+
+
+@pytest.mark.parametrize("chunks", [None, {}])
+@pytest.mark.parametrize("select", [slice(None), slice(7, 90), np.r_[3:60, 70:99]], ids=str)
+def test_zarr__each_chunk_of_a_map_is_decoded_once(tmp_path, zarr_gets, chunks, select):
+    path = stored(plain(contacts()), tmp_path / "map.zarr", {"bin1": 16, "bin2": 24})
+    ds = xr.open_dataset(path, engine="zarr", chunks=chunks, consolidated=False)
+    ds = ds.isel(bin1=select, bin2=select)
+    loader = xl.Loader(ds, batch_size=8, windows=xl.windows.grid(size=12, stride=5), shuffle=True)
+    zarr_gets.clear()
+    for _ in loader:
+        pass
+    needed = set()
+    for i, j in loader.plan.windows.starts.tolist():
+        rows, columns = ds.bin1.values[i : i + 12] // 16, ds.bin2.values[j : j + 12] // 24
+        needed |= {f"count/c/{a}/{b}" for a in set(rows) for b in set(columns)}
+    if chunks is None:
+        assert zarr_gets == Counter(needed)
+    else:  # dask joins what lies on both sides of a hole into one block
         assert max(zarr_gets.values()) == 1
+        assert needed <= set(zarr_gets)
+
+
+def test_zarr__scattered_genes_and_dropped_dimensions_read_right(tmp_path, zarr_gets):
+    path = stored(grid(), tmp_path / "grid.zarr", {"time": 2, "lat": 5, "lon": 8})
+    ds = xr.open_dataset(path, engine="zarr", chunks=None, consolidated=False)
+    for chosen in (
+        ds.isel(lon=[30, 2, 17], lat=slice(3, 20)),
+        ds.isel(time=1).isel(lat=slice(1, None)),
+        ds.transpose("lon", "lat", "time").isel(lat=slice(2, None)),
+        ds.isel(lat=slice(None, None, -1)),
+        ds.isel(lat=slice(1, None, 2)),
+        ds.isel(lat=np.random.default_rng(0).permutation(23)),
+    ):
+        loader = xl.Loader(chosen, batch_size=3, input_dims={"lat": 4}, shuffle=True)
+        assert_equals_naive(loader, chosen, *loader)
+        rows = xl.Loader(chosen, batch_size=3, input_dims={"lat": 1}, shuffle=True)
+        zarr_gets.clear()
+        first = list(rows)
+        if chosen.sizes["lon"] == 3:
+            assert max(zarr_gets.values()) == 1
+        assert_equals_naive(rows, chosen, *first)
+
+
+# --- dask
+
+
+@pytest.mark.parametrize("budget", [150_000, "1GB"])
+def test_dask__each_block_is_computed_once_per_pool(budget):
+    computed = []
+
+    def block(values, block_info=None):
+        computed.append(tuple(block_info[0]["chunk-location"]))
+        return values + 1
+
+    source = dask.array.from_array(grid(160).v.values, chunks=(4, 5, 8))
+    mapped = dask.array.map_blocks(block, source, dtype=source.dtype, meta=np.empty((0, 0, 0)))
+    ds = grid(160)[["v"]].assign(v=(("time", "lat", "lon"), mapped))
+    loader = xl.Loader(
+        ds,
+        batch_size=3,
+        input_dims={"lat": 6, "lon": 4},
+        input_overlap={"lat": 4},
+        shuffle=True,
+        memory_budget=budget,
+    )
+    computed.clear()
+    batches = list(loader)
+    expected = Counter()
+    for ids in pools_of(loader):
+        touched = {
+            (0, a // 5, b // 8)
+            for i, j in loader.plan.windows.starts_of(ids).tolist()
+            for a in range(i, i + 6)
+            for b in range(j, j + 4)
+        }
+        expected.update(touched)
+    assert Counter(computed) == expected
+    assert (loader.plan.n_pools > 1) == (budget != "1GB")
+    assert_equals_naive(loader, ds, *batches)
+
+
+def test_dask__a_shared_chunk_beneath_several_blocks_is_read_once():
+    array = Dense(counts(64))
+    ds = xr.Dataset({"X": lazy(("cell", "gene"), array)}).chunk({"cell": 16}) + 0.5
+    permuted = ds.isel(cell=np.random.default_rng(0).permutation(64))
+    with pytest.warns(xl.errors.PerformanceWarning, match="is an expression"):
+        loader = xl.Loader(permuted, batch_size=8, shuffle=True)
+    array.log.clear()
+    list(loader)
+    assert len(array.log) == 4
+
+
+# --- labels
+
+
+@pytest.mark.parametrize(
+    ("ds", "options"),
+    [
+        (cells(), {}),
+        (cells(Rows(counts())), {"transform": xl.transforms.log1p("X")}),
+        (contacts(), {"windows": DIAGONAL}),
+        (grid(), {"input_dims": {"lat": 5}}),
+    ],
+    ids=["cells", "transformed", "windows", "grid"],
+)
+def test_batches__are_labelled_once_each_never_once_per_window(ds, options, monkeypatch):
+    loader = xl.Loader(ds, batch_size=4, **options)
+    made, init = [], xr.Dataset.__init__
+
+    def counted(self, *args, **kwargs):
+        made.append(self)
+        init(self, *args, **kwargs)
+
+    def refuse(*_, **__):
+        msg = "a batch is cut by integers, never by isel"
+        raise AssertionError(msg)
+
+    monkeypatch.setattr(xr.Dataset, "__init__", counted)
+    monkeypatch.setattr(xr.Dataset, "isel", refuse)
+    n = sum(1 for _ in loader)
+    assert len(made) == n == len(loader) > 1
+
+
+def test_reordered_chromosomes__are_read_from_tiles():
+    array = Tiles(contact_map())
+    ds = contacts(array).chunk({"bin1": 50, "bin2": 50})
+    order = np.r_[61:101, 0:61]
+    swapped = ds.isel(bin1=order, bin2=order)
+    loader = xl.Loader(swapped, batch_size=4, windows=xl.windows.diagonal(size=10))
+    decoded = read_log(loader, array.log)
+    assert max(Counter(decoded).values()) == 1
+    full = contact_map()[np.ix_(order, order)]
+    for batch in loader:
+        for k, (i, j) in enumerate(loader.plan.windows.starts_of(batch.sample_id.values)):
+            npt.assert_array_equal(batch["count"][k], full[i : i + 10, j : j + 10])

@@ -1,16 +1,9 @@
 """The training store: what goes in comes out, whole or not at all; damage is an error."""
 
 import pickle
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
-import time
 
-import anndata
 import numpy as np
-import psutil
 import pytest
 import scipy.sparse
 import xarray as xr
@@ -19,22 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xloader as xl
+from tests.sources import sparse, write_h5ad
 from xloader import trace
-from xloader.errors import PlanError, ReadError, SchemaError, XloaderError
+from xloader.errors import ReadError, XloaderError
 from xloader.store import shards
 from xloader.store.shards import ShardedArray
-
-
-def sparse(n_rows, n_columns, seed=0, high=9, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    x = (rng.random((n_rows, n_columns)) < 0.15) * rng.integers(1, high, (n_rows, n_columns))
-    x[rng.random(n_rows) < 0.2] = 0
-    return x.astype(dtype)
-
-
-def write_h5ad(path, x, **kwargs):
-    anndata.AnnData(x, **kwargs).write_h5ad(path)
-    return path
 
 
 def stored(variable):
@@ -160,180 +142,6 @@ def test_reading__decodes_each_chunk_once_per_pool(tmp_path, monkeypatch):
     assert len(decoded) == 9  # 5 tiles on the diagonal, 4 beside it
 
 
-def selections(ds):
-    rng = np.random.default_rng(1)
-    yield ds
-    yield ds.isel(cell=rng.permutation(ds.sizes["cell"])[:77], gene=[5, 2, 9])
-    yield ds.isel(gene=slice(None, None, -2))
-    yield np.log1p(ds)
-    yield ds.isel(cell=[4, 4, 1])
-
-
-@pytest.mark.parametrize("form", ["csr", "csc", "dense"])
-def test_convert__any_selection_of_cells(form, tmp_path):
-    x = sparse(150, 20)
-    make = {"csr": scipy.sparse.csr_matrix, "csc": scipy.sparse.csc_matrix, "dense": np.asarray}
-    source = write_h5ad(
-        tmp_path / "a.h5ad", make[form](x), obsm={"U": x[:, :2]}, layers={"L": make[form](x + x)}
-    )
-    for k, ds in enumerate(selections(xl.open_cells(source))):
-        out = xl.convert(ds, tmp_path / str(k), progress=False, memory_budget="8MB")
-        xr.testing.assert_identical(ds.compute(), out.compute())
-
-
-def test_convert__selection_of_contacts(tmp_path):
-    path = xl.simulate.contacts(
-        tmp_path / "a.mcool",
-        chromosomes={"a": 4_000_000, "b": 2_000_000},
-        resolutions=(10_000, 20_000),
-    )
-    ds = xl.open_contacts(path, resolution=10_000, view=["b", "a:1,000,000-1,700,000"])
-    xr.testing.assert_identical(
-        ds.compute(), xl.convert(ds, tmp_path / "s", progress=False).compute()
-    )
-    both = xl.convert(path, tmp_path / "both", progress=False)
-    assert xl.resolutions(tmp_path / "both") == [10_000, 20_000]
-    assert both.attrs["resolution"] == 10_000
-    with pytest.raises(SchemaError, match="the resolutions it has are 10000, 20000"):
-        xl.open_contacts(tmp_path / "both", resolution=5)
-    near = xl.convert(ds, tmp_path / "near", max_distance=500_000, progress=False)["count"].values
-    full = ds["count"].values
-    same = near == full
-    chrom, start = ds.chrom1.values, ds.start1.values
-    within = (chrom[:, None] == chrom) & (np.abs(start[:, None] - start) <= 500_000)
-    assert same[within].all()
-    assert (near[~same] == 0).all()
-    assert not same.all()
-
-
-def test_convert__shuffles_rows_and_says_where_from(tmp_path):
-    x = sparse(300, 20)
-    source = write_h5ad(tmp_path / "a.h5ad", scipy.sparse.csr_matrix(x), obsm={"U": x[:, :2]})
-    one, again, other = (
-        xl.convert(source, tmp_path / str(k), shuffle=True, seed=seed, progress=False)
-        for k, seed in enumerate([1, 1, 2])
-    )
-    row = one.row.values
-    assert sorted(row) == list(range(300))
-    assert (np.diff(row) != 1).mean() > 0.9
-    np.testing.assert_array_equal(one.X.values, x[row])
-    np.testing.assert_array_equal(one.U.values, x[row, :2])
-    np.testing.assert_array_equal(again.row.values, row)
-    assert (other.row.values != row).any()
-
-
-def test_convert__small_is_smaller(tmp_path):
-    source = xl.simulate.cells(tmp_path / "a.h5ad", n_cells=2_000, n_genes=500)
-    sizes = []
-    for codec in ("fast", "small"):
-        ds = xl.convert(source, tmp_path / codec, codec=codec, progress=False)
-        xr.testing.assert_identical(ds.compute(), xl.open_cells(source).compute())
-        sizes.append(
-            sum(p.stat().st_size for p in (tmp_path / codec / "X").rglob("*") if p.is_file())
-        )
-    assert sizes[1] < 0.85 * sizes[0]
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "error", "message"),
-    [
-        (
-            {"codec": "gzip"},
-            PlanError,
-            r"codec='gzip' is unknown; choose one of \('fast', 'small'\)",
-        ),
-        (
-            {"memory_budget": 1000},
-            PlanError,
-            "needs .* MB at a time .*allows 0 MB; choose a budget",
-        ),
-        ({"max_distance": 5}, PlanError, "max_distance is about contacts"),
-        ({"source": 3}, SchemaError, "cannot convert a int; give a path or an opened Dataset"),
-        ({"source": "no.h5ad"}, ReadError, "nothing is at 'no.h5ad'"),
-        ({"source": xr.Dataset({"v": ("time", [1.0])})}, SchemaError, "a store holds contacts"),
-        ({"store": "there"}, ReadError, "'there' exists; pass overwrite=True"),
-        ({"store": "no/where"}, ReadError, "there is no folder 'no'"),
-    ],
-    ids=map(str, range(8)),
-)
-def test_convert__refuses_what_cannot_be(kwargs, error, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    xl.simulate.cells("a.h5ad", n_cells=100, n_genes=60)
-    (tmp_path / "there").mkdir()
-    with pytest.raises(error, match=message):
-        xl.convert(**{"source": "a.h5ad", "store": "s", "progress": False, **kwargs})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "there"]
-
-
-def test_convert__refuses_odd_selections(tmp_path):
-    cells = xl.open_cells(xl.simulate.cells(tmp_path / "a.h5ad", n_cells=100, n_genes=60))
-    with pytest.raises(PlanError, match="nothing to convert.*'cell': 0"):
-        xl.convert(cells.isel(cell=[]), tmp_path / "s", progress=False)
-    maps = xl.open_contacts(
-        xl.simulate.contacts(
-            tmp_path / "a.mcool", chromosomes={"c": 900_000}, resolutions=(10_000,)
-        )
-    )
-    with pytest.raises(PlanError, match="square.*'bin1': 3"):
-        xl.convert(maps.isel(bin1=slice(3)), tmp_path / "s", progress=False)
-    with pytest.raises(PlanError, match="shuffle=True permutes cells"):
-        xl.convert(maps, tmp_path / "s", shuffle=True, progress=False)
-
-
-def test_convert__failure_leaves_the_old_store(tmp_path, monkeypatch):
-    source = xl.simulate.cells(tmp_path / "a.h5ad", n_cells=100, n_genes=60)
-    before = xl.convert(source, tmp_path / "s", progress=False).compute()
-
-    def fail(*_):
-        msg = "disk full"
-        raise OSError(msg)
-
-    with monkeypatch.context() as m:
-        m.setattr("xloader.store.writers.RowsWriter.write", fail)
-        for name in ("s", "new"):
-            with pytest.raises(OSError, match="disk full"):
-                xl.convert(source, tmp_path / name, overwrite=True, progress=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "s"]
-    xr.testing.assert_identical(xl.open_cells(tmp_path / "s").compute(), before)
-
-
-def test_convert__killed_leaves_nothing_that_opens(tmp_path):
-    source = xl.simulate.cells(tmp_path / "a.h5ad", n_cells=300, n_genes=60)
-    script = textwrap.dedent("""
-        import sys, time
-        import xloader as xl
-        from xloader.store.writers import RowsWriter
-        real = RowsWriter.write
-        def slow(self, task, rung):
-            done = real(self, task, rung)
-            print("written", flush=True)
-            time.sleep(60)
-            return done
-        RowsWriter.write = slow
-        xl.convert(sys.argv[1], sys.argv[2], progress=False)
-    """)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(source), str(tmp_path / "s")], stdout=subprocess.PIPE
-    )
-    assert process.stdout.readline() == b"written\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert not (tmp_path / "s").exists()
-    for opening in (
-        lambda: xl.open_cells(tmp_path / "s"),
-        lambda: xr.open_dataset(tmp_path / "s", engine="xloader"),
-    ):
-        with pytest.raises(ReadError, match="conversion was interrupted.*run xl.convert again"):
-            opening()
-    # what is half there does not open as a store either
-    with pytest.raises(XloaderError):
-        xl.open_cells(tmp_path / ".s.partial")
-    ds = xl.convert(source, tmp_path / "s", progress=False)
-    xr.testing.assert_identical(ds.compute(), xl.open_cells(source).compute())
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "s"]
-
-
 def small_store(kind, folder):
     """Write a small store and return its directory."""
     if kind == "cells":
@@ -438,31 +246,3 @@ def test_damage__errors_name_the_file_and_what_to_do(tmp_path):
     root.write_text(whole.replace('"format": 1', '"format": 2'))
     with pytest.raises(ReadError, match="has format 2, and this version of xloader reads up to 1"):
         read_all(store)
-
-
-@pytest.mark.slow
-def test_convert_and_load__in_bounded_memory(tmp_path):
-    xl.simulate.cells(tmp_path / "a.h5ad", n_cells=12_000, n_genes=4_000)
-    ds = xl.open_cells(tmp_path / "a.h5ad")
-    peak, done, me = [0], threading.Event(), psutil.Process()
-
-    def watch():
-        while not done.is_set():
-            peak[0] = max(peak[0], me.memory_info().rss)
-            time.sleep(0.005)
-
-    base = me.memory_info().rss
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        np.log1p(ds.X).mean("cell").compute()
-        store = xl.convert(ds, tmp_path / "s", memory_budget="60MB", progress=False)
-        for _ in xl.Loader(
-            store, batch_size=256, variables=["X"], shuffle=True, memory_budget="20MB"
-        ):
-            pass
-    finally:
-        done.set()
-        watcher.join()
-    assert ds.X.nbytes == 192_000_000
-    assert peak[0] - base < 160e6

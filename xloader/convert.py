@@ -304,6 +304,8 @@ class _Job:
         """Bring rows and columns into the order wanted, on disk where storage has another one."""
         nbytes = self.budget // 8
         everything = np.array_equal(columns, np.arange(array.shape[1]))
+        if array.by_column:
+            _check_scan(array, rows, self.budget)
         if not everything or array.by_column:
             wanted, rows = np.unique(rows, return_inverse=True)
             folder = staging / "selection"
@@ -345,6 +347,24 @@ class _Job:
         with self.lock:
             self.bar.update()
         return need
+
+
+def _check_scan(array: RowArray, rows: Int64, budget: int) -> None:
+    """Refuse a budget that does not hold one block of rows of what is stored by columns."""
+    starts = np.arange(0, array.shape[0], array.block_rows)
+    stops = np.minimum(starts + array.block_rows, array.shape[0])
+    used = np.isin(starts, rows // array.block_rows * array.block_rows)
+    n_values = int(array.nnz_of(starts[used], stops[used]).max())
+    # while they are put in order, a value is there twice, with its row, column and place in int64
+    nbytes = n_values * 2 * (array.dtype.itemsize + 24)
+    if nbytes > budget:
+        mb = -(-nbytes // 10**6)
+        msg = (
+            f"reading a matrix by rows, which is stored by columns, needs {mb} MB at a time, and "
+            f"`memory_budget` allows {budget / 1e6:.0f} MB; choose a budget of at least {mb} MB, or "
+            "store the source by rows (CSR)"
+        )
+        raise PlanError(msg)
 
 
 def _near(ds: xr.Dataset, max_distance: int) -> Callable[[int], npt.NDArray[np.bool_]]:

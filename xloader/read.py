@@ -280,18 +280,18 @@ class _ChunkReader(Reader):
 
     @override
     def keys(self, starts: Int64) -> Int64:  # numpydoc ignore=GL08
-        places = self._places(starts)
+        chunks = self._chunk_of(self._places(starts))
         key = np.zeros(len(starts), np.int64)
-        for axis, place in enumerate(places.T):
+        for axis, edges in enumerate(self.grid.edges):
             if self.axes[axis] is not None:
                 span = self._span(axis)
-                key = key * (int(self.grid.edges[axis][-1]) // span + 1) + place // span
+                key = key * (len(edges) // span + 1) + chunks[:, axis] // span
         return key
 
     def _span(self, axis: int) -> int:
-        """Return the length of a block: some windows, so that what overlaps is decoded once."""
+        """Return the chunks of a block: some windows, so that what overlaps is decoded once."""
         size, chunk = self.size[axis], self.grid.largest[axis]
-        return chunk if size == 1 else -(-_BLOCK_WINDOWS * size // chunk) * chunk
+        return 1 if size == 1 else -(-_BLOCK_WINDOWS * size // chunk)
 
     @override
     def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08

@@ -13,8 +13,8 @@ from typing_extensions import override
 from xarray.backends import BackendEntrypoint
 
 from xloader.arrays import TileArray
-from xloader.backends.cooler_groups import choose, damage_told, labels, part, storage_mode
-from xloader.backends.hdf5 import open_hdf5, read
+from xloader.backends.cooler_groups import choose, labels, part, storage_mode
+from xloader.backends.hdf5 import damage_told, open_hdf5, read
 from xloader.errors import ReadError
 from xloader.schema import contacts_dataset
 
@@ -48,7 +48,7 @@ class CoolerArray(TileArray):
     """
 
     def __init__(self, path: str, group: str) -> None:
-        with damage_told(path):
+        with damage_told(repr(path)):
             cooler = open_hdf5(path)[group]
             n = part(cooler, "bins/start").shape[0]
             count = part(cooler, "pixels/count")
@@ -202,7 +202,7 @@ class CoolerBackendEntrypoint(BackendEntrypoint):
             If it is not a cooler, or does not have this resolution.
         """
         path, _, group = os.fsdecode(filename_or_obj).partition("::")
-        with damage_told(path):
+        with damage_told(repr(path)):
             group = choose(path, "/" + group.strip("/"), resolution)
             ds = contacts_dataset(CoolerArray(path, group), **labels(open_hdf5(path)[group]))
         dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables

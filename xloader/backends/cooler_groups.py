@@ -1,14 +1,13 @@
 """What the groups of a cooler file say: which maps there are, their bins; no pixel is read."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
-from xloader.backends.hdf5 import open_hdf5
+from xloader.backends.hdf5 import open_hdf5, text
 from xloader.errors import ReadError, SchemaError
 from xloader.schema import Column
 
@@ -17,39 +16,6 @@ DIVISIVE = frozenset({"KR", "VC", "VC_SQRT", "SCALE"})
 
 _GROUPS = ("bins", "pixels", "indexes")
 _LABELS = frozenset({"chrom", "start", "end", "bin"})  # `bin` + "1" is the dimension
-
-
-@contextmanager
-def damage_told(path: str) -> Iterator[None]:
-    """
-    Turn what h5py raises on damaged metadata, of several kinds, into one error.
-
-    Parameters
-    ----------
-    path : str
-        Path of the file, for the message.
-
-    Yields
-    ------
-    None
-        The block runs.
-
-    Raises
-    ------
-    ReadError
-        If the block raises an `OSError`, a `RuntimeError` or a `KeyError`.
-    """
-    try:
-        yield
-    except (ReadError, SchemaError):
-        raise
-    except (OSError, RuntimeError, KeyError) as e:
-        msg = f"cannot read {path!r}: {e}; the file is truncated or damaged, get a new copy"
-        raise ReadError(msg) from e
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def part(cooler: h5py.Group, name: str) -> h5py.Dataset:
@@ -186,7 +152,7 @@ def coolers(path: str, name: str) -> dict[int | None, str]:
 
 def _binsize(cooler: h5py.Group) -> int | None:
     """Return the size of the bins in bp, None where it varies."""
-    if _text(cooler.attrs.get("bin-type", "")) == "variable":
+    if text(cooler.attrs.get("bin-type", "")) == "variable":
         return None
     size = cooler.attrs.get("bin-size")
     if isinstance(size, np.integer):
@@ -211,7 +177,7 @@ def storage_mode(cooler: h5py.Group) -> str:
     str
         ``"symmetric-upper"``, also where an old file does not say, or ``"square"``.
     """
-    return _text(cooler.attrs.get("storage-mode", "symmetric-upper"))
+    return text(cooler.attrs.get("storage-mode", "symmetric-upper"))
 
 
 def labels(cooler: h5py.Group) -> dict[str, Any]:
@@ -246,7 +212,7 @@ def labels(cooler: h5py.Group) -> dict[str, Any]:
         "attrs": {
             "binsize": binsize,
             "resolution": binsize,
-            "assembly": _text(assembly),
+            "assembly": text(assembly),
             "storage_mode": storage_mode(cooler),
             "chroms": names.tolist(),
             "chrom_lengths": part(cooler, "chroms/length")[()].tolist(),
@@ -255,7 +221,7 @@ def labels(cooler: h5py.Group) -> dict[str, Any]:
 
 
 def _strings(dataset: h5py.Dataset) -> npt.NDArray[Any]:
-    return np.array([_text(name) for name in dataset[()].tolist()], object)
+    return np.array([text(name) for name in dataset[()].tolist()], object)
 
 
 def _chrom(cooler: h5py.Group, names: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -263,7 +229,7 @@ def _chrom(cooler: h5py.Group, names: npt.NDArray[Any]) -> npt.NDArray[Any]:
     dataset = part(cooler, "bins/chrom")
     values, places = np.unique(dataset[()], return_inverse=True)
     if dataset.dtype.kind in "SO":
-        return np.array([_text(name) for name in values.tolist()], object)[places]
+        return np.array([text(name) for name in values.tolist()], object)[places]
     # the members of an enum come back in alphabetical order; only their codes mean something
     members = h5py.check_enum_dtype(dataset.dtype)
     table = {code: name for name, code in members.items()} if members else dict(enumerate(names))
@@ -300,5 +266,5 @@ def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biufU":
             plain[name] = value.tolist()
         elif isinstance(value, str | bytes | np.bytes_):
-            plain[name] = _text(value)
+            plain[name] = text(value)
     return plain

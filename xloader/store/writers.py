@@ -358,7 +358,9 @@ class TileSource:
         """
         if self.array is None:
             return np.array(read_dense(self.variable[r0:r1, c0:c1]))
-        rows, columns = self.index[0][r0:r1], self.index[1][c0:c1]
+        # in the order of storage: one by one, bins of a reversed map would each be a read
+        rows, row_of = np.unique(self.index[0][r0:r1], return_inverse=True)
+        columns, column_of = np.unique(self.index[1][c0:c1], return_inverse=True)
         out = np.empty((len(rows), len(columns)), self.dtype)
         for a, b in _stretches(rows):
             for c, d in _stretches(columns):
@@ -367,13 +369,16 @@ class TileSource:
                     int(i[0]), int(i[-1]) + 1, int(j[0]), int(j[-1]) + 1
                 )
                 out[a:b, c:d] = hull[i - i[0]][:, j - j[0]] if hull.size > i.size * j.size else hull
-        return out
+        places = (row_of, column_of)
+        in_order = all(
+            np.array_equal(of, np.arange(n)) for of, n in zip(places, out.shape, strict=True)
+        )
+        return out if in_order else out[np.ix_(*places)]
 
 
 def _stretches(index: Int64) -> Iterator[tuple[int, int]]:
-    """Cut positions into increasing runs without wide gaps, each read as a whole."""
-    step = np.diff(index)
-    cuts = np.flatnonzero((step < 1) | (step > TILE)) + 1
+    """Cut increasing positions into runs without wide gaps, each read as a whole."""
+    cuts = np.flatnonzero(np.diff(index) > TILE) + 1
     bounds = [0, *cuts.tolist(), len(index)]
     return itertools.pairwise(bounds)
 
