@@ -12,7 +12,7 @@ import xarray as xr
 
 from xloader.backends import store as store_backend
 from xloader.backends.cooler_groups import coolers
-from xloader.backends.hdf5 import open_hdf5
+from xloader.backends.hdf5 import damage_told, open_hdf5
 from xloader.errors import SchemaError
 from xloader.store.layout import missing, read_root
 
@@ -45,7 +45,8 @@ def identify(path: str | os.PathLike[str]) -> tuple[str, str]:
         raise missing(file)
     if file.is_dir():
         return "xloader", str(read_root(file)["kind"])
-    groups = set(open_hdf5(str(file)))
+    with damage_told(repr(str(file))):
+        groups = set(open_hdf5(str(file)))
     if {"obs", "var"} <= groups:
         return "anndata", "cells"
     if {"bins", "pixels"} <= groups or groups & {"resolutions", "cells"}:
@@ -127,7 +128,7 @@ def _bins_of(
     names = list(dict.fromkeys(chrom.tolist()))
     name, low, high = region, None, None
     if name not in names:
-        match = re.fullmatch(r"(.+):([\d,]+)-([\d,]+)", region.strip())
+        match = re.fullmatch(r"(.+):(\d[\d,]*)-(\d[\d,]*)", region.strip())
         name = match[1] if match else name
         if match:
             low, high = (int(match[k].replace(",", "")) for k in (2, 3))
@@ -199,4 +200,5 @@ def resolutions(path: str | os.PathLike[str]) -> list[int]:
     if _engine(path, "contacts") == "xloader":
         return store_backend.resolutions(os.fsdecode(path))
     file, _, group = os.fsdecode(path).partition("::")
-    return [size for size in coolers(file, "/" + group.strip("/")) if size is not None]
+    with damage_told(repr(file)):
+        return [size for size in coolers(file, "/" + group.strip("/")) if size is not None]
