@@ -1,5 +1,6 @@
 """Conversion: what goes in comes out, whole or not at all, in bounded memory."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from dask.utils import parse_bytes
 import xloader as xl
 from tests.sources import sparse, write_h5ad
 from xloader.errors import PlanError, ReadError, SchemaError, XloaderError
+from xloader.store import writers
+from xloader.store.building import building
 
 
 def selections(ds):
@@ -107,6 +110,7 @@ def test_convert__small_is_smaller(tmp_path):
             PlanError,
             r"codec='gzip' is unknown; choose one of \('fast', 'small'\)",
         ),
+        ({"memory_budget": "lots"}, PlanError, "memory_budget='lots' is no size; give bytes"),
         (
             {"memory_budget": 1000},
             PlanError,
@@ -119,7 +123,7 @@ def test_convert__small_is_smaller(tmp_path):
         ({"store": "there"}, ReadError, "'there' exists; pass overwrite=True"),
         ({"store": "no/where"}, ReadError, "there is no folder 'no'"),
     ],
-    ids=map(str, range(8)),
+    ids=map(str, range(9)),
 )
 def test_convert__refuses_what_cannot_be(kwargs, error, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -427,3 +431,52 @@ def test_convert__memory_stays_within_the_budget(form, shuffle, budget, tmp_path
     assert peak < parse_bytes(budget) + 12_000_000
     some = out.isel(cell=slice(20_000, 20_100))
     np.testing.assert_array_equal(some.X.values, x[some.row.values].toarray())
+
+
+def test_convert__a_failure_leaves_no_task_that_still_writes(tmp_path, monkeypatch):
+    source = write_h5ad(tmp_path / "a.h5ad", scipy.sparse.csr_matrix(sparse(64 * 12, 20)))
+    monkeypatch.setattr(writers, "_SHARD_BLOCKS", 1)
+    # `xloader.convert` is the function
+    monkeypatch.setattr(sys.modules["xloader.convert"], "n_cpus", lambda: 2)
+    begun, ended, second = [], [], threading.Event()
+    real = writers.RowsWriter.write
+
+    def write(self, task, rung):
+        begun.append(task)
+        if begun[0] == task:
+            second.wait(30)
+            msg = "disk full"
+            raise OSError(msg)
+        second.set()
+        time.sleep(0.2)
+        done = real(self, task, rung)
+        ended.append(task)
+        return done
+
+    monkeypatch.setattr(writers.RowsWriter, "write", write)
+    with pytest.raises(OSError, match="disk full"):
+        xl.convert(source, tmp_path / "s", progress=False)
+    assert sorted(begun[1:]) == sorted(ended)
+    assert len(begun) < 12  # those that had not begun never do
+
+
+def test_convert__two_at_a_time_are_refused(tmp_path):
+    source = xl.simulate.cells(tmp_path / "a.h5ad", n_cells=100, n_genes=60)
+    with (
+        building(tmp_path / "s"),
+        pytest.raises(ReadError, match="another process is converting to .*s'.*wait until"),
+    ):
+        xl.convert(source, tmp_path / "s", progress=False)
+    shutil.rmtree(tmp_path / ".s.partial")
+    xl.convert(source, tmp_path / "s", progress=False)
+
+
+def test_convert__killed_while_an_old_store_makes_room(tmp_path):
+    source = xl.simulate.cells(tmp_path / "a.h5ad", n_cells=100, n_genes=60)
+    before = xl.convert(source, tmp_path / "s", progress=False).compute()
+    (tmp_path / "s").rename(tmp_path / ".s.old")
+    with pytest.raises(ReadError, match="'.*s' exists; pass overwrite=True"):
+        xl.convert(tmp_path / "s", tmp_path / "s", progress=False)
+    xr.testing.assert_identical(xl.open_cells(tmp_path / "s").compute(), before)
+    xl.convert(tmp_path / "s", tmp_path / "s", overwrite=True, progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "s"]

@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,10 @@ from tqdm import tqdm
 
 from xloader import schema, trace
 from xloader.arrays import RowArray
-from xloader.errors import PlanError, ReadError, SchemaError
+from xloader.errors import PlanError, SchemaError
 from xloader.open import identify, open_cells, open_contacts, resolutions
-from xloader.store.layout import (
-    TILE,
-    encode,
-    partial_of,
-    path_of,
-    root_attributes,
-    write_group,
-    write_root,
-)
-from xloader.store.layout import describe as describe_path
+from xloader.store.building import building, check_place, publish
+from xloader.store.layout import TILE, encode, path_of, write_group, write_root
 from xloader.store.shards import n_cpus
 from xloader.store.staging import stage_dense, stage_order, stage_selection
 from xloader.store.write import CODECS, describe, manifest, write_label
@@ -95,47 +88,31 @@ def convert(
     if codec not in CODECS:
         msg = f"codec={codec!r} is unknown; choose one of {CODECS}"
         raise PlanError(msg)
-    budget = parse_bytes(memory_budget)
-    _check_target(target, overwrite=overwrite)
-    if not target.parent.is_dir():
-        msg = f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}; make it first"
-        raise ReadError(msg)
+    budget = _nbytes_of(memory_budget)
+    check_place(target, overwrite=overwrite)
     groups = _groups(source)
     kind = schema.kind(next(iter(groups.values())))
     _check(groups, kind, shuffle=shuffle, max_distance=max_distance)
-    partial = partial_of(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with tqdm(desc=f"convert to {target.name}", unit="shard", disable=not progress) as bar:
-            job = _Job(partial, codec, budget, bar)
-            described = {
-                name: job.group(name, ds, _order(ds, seed) if shuffle else None, max_distance)
-                for name, ds in groups.items()
-            }
+    shown = {"desc": f"convert to {target.name}", "unit": "shard", "disable": not progress}
+    with building(target) as partial, tqdm(**shown) as bar:
+        job = _Job(partial, codec, budget, bar)
+        described = {
+            name: job.group(name, ds, _order(ds, seed) if shuffle else None, max_distance)
+            for name, ds in groups.items()
+        }
         write_root(partial, {"kind": kind, "groups": described, "arrays": manifest(partial)})
-        _publish(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        publish(target)
     if kind == "cells":
         return open_cells(target)
     return open_contacts(target, resolution=min(resolutions(target), default=None))
 
 
-def _check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse to replace what is no store: it may be all that somebody has."""
-    if not target.exists():
-        return
-    if not overwrite:
-        msg = f"{str(target)!r} exists; pass overwrite=True to replace it, or choose another path"
-        raise ReadError(msg)
-    empty = target.is_dir() and next(target.iterdir(), None) is None
-    if not empty and "xloader" not in root_attributes(target):
-        msg = (
-            f"{str(target)!r} is {describe_path(target)}, and overwrite=True replaces only stores; "
-            "choose another path, or remove it yourself"
-        )
-        raise ReadError(msg)
+def _nbytes_of(memory_budget: int | str) -> int:
+    try:
+        return int(parse_bytes(memory_budget))
+    except ValueError as e:
+        msg = f"memory_budget={memory_budget!r} is no size; give bytes, or a text such as '500MB'"
+        raise PlanError(msg) from e
 
 
 def _groups(source: Any) -> dict[str, xr.Dataset]:
@@ -188,22 +165,6 @@ def _check(
 
 def _order(ds: xr.Dataset, seed: int) -> Int64:
     return np.random.default_rng(seed).permutation(ds.sizes["cell"])
-
-
-def _publish(partial: Path, target: Path) -> None:
-    """Move a complete store to its place; an old one makes room at the last moment."""
-    if target.exists():
-        old = target.parent / f".{target.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-        try:
-            partial.rename(target)
-        except OSError:
-            old.rename(target)
-            raise
-        shutil.rmtree(old)
-    else:
-        partial.rename(target)
 
 
 class _Job:
@@ -337,7 +298,12 @@ class _Job:
             shutil.rmtree(writer.path, ignore_errors=True)
             writer.create(rung)
             tasks = [dask.delayed(self.task)(writer, k, rung) for k in range(writer.n_tasks)]  # type: ignore[attr-defined]
-            need = max(dask.compute(*tasks, scheduler="threads", num_workers=workers))  # type: ignore[attr-defined, no-untyped-call]
+            # a pool of its own: after a failure, no task is left that still writes
+            pool = ThreadPoolExecutor(workers)
+            try:
+                need = max(dask.compute(*tasks, scheduler="threads", pool=pool))  # type: ignore[attr-defined, no-untyped-call]
+            finally:
+                pool.shutdown(cancel_futures=True)
             if need > rung:
                 self.bar.update(-writer.n_tasks)
 

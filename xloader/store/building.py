@@ -1,0 +1,131 @@
+"""The place of a store: what may be replaced, where it is built, and the move when it is whole."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from xloader.errors import ReadError
+from xloader.store.layout import describe, partial_of, root_attributes
+
+
+def check_place(store: Path, *, overwrite: bool) -> None:
+    """
+    Refuse a place where a store cannot go, and bring back an old one that was on its way out.
+
+    Parameters
+    ----------
+    store : Path
+        Directory of the store.
+    overwrite : bool
+        Whether a store that is there may be replaced. Anything else is never replaced: it may be
+        all that somebody has.
+
+    Raises
+    ------
+    ReadError
+        If something is there, or its parent is not.
+    """
+    if not store.parent.is_dir():
+        msg = (
+            f"cannot write {str(store)!r}: there is no folder {str(store.parent)!r}; make it first"
+        )
+        raise ReadError(msg)
+    if not store.exists():
+        if _old_of(store).is_dir():  # killed between the two moves of `publish`
+            _old_of(store).rename(store)
+        else:
+            return
+    if not overwrite:
+        msg = f"{str(store)!r} exists; pass overwrite=True to replace it, or choose another path"
+        raise ReadError(msg)
+    empty = store.is_dir() and next(store.iterdir(), None) is None
+    if not empty and "xloader" not in root_attributes(store):
+        msg = (
+            f"{str(store)!r} is {describe(store)}, and overwrite=True replaces only stores; "
+            "choose another path, or remove it yourself"
+        )
+        raise ReadError(msg)
+
+
+@contextmanager
+def building(store: Path) -> Iterator[Path]:
+    """
+    Make an empty directory to build a store in, that this process alone may use.
+
+    Parameters
+    ----------
+    store : Path
+        Directory of the store.
+
+    Yields
+    ------
+    Path
+        Removed if the body fails.
+
+    Raises
+    ------
+    ReadError
+        If another process is building the same store.
+    """
+    partial = partial_of(store)
+    partial.mkdir(exist_ok=True)
+    # held by the open directory, so that it ends with the process, however that ends
+    directory = os.open(partial, os.O_RDONLY)
+    try:
+        _lock(directory, partial, store)
+        for left in partial.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    finally:
+        os.close(directory)
+
+
+def _lock(directory: int, partial: Path, store: Path) -> None:
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # what was locked may have become the store, or be gone, before it was
+        mine = os.path.samestat(os.fstat(directory), partial.stat())
+    except (BlockingIOError, FileNotFoundError):
+        mine = False
+    except OSError:  # some network file systems have no locks
+        mine = True
+    if not mine:
+        msg = (
+            f"another process is converting to {str(store)!r} at this moment; wait until it is "
+            "done, or choose another path"
+        )
+        raise ReadError(msg)
+
+
+def publish(store: Path) -> None:
+    """
+    Move a complete store to its place; an old one makes room at the last moment.
+
+    Parameters
+    ----------
+    store : Path
+        Directory of the store.
+    """
+    partial, old = partial_of(store), _old_of(store)
+    if not store.exists():
+        partial.rename(store)
+        return
+    shutil.rmtree(old, ignore_errors=True)
+    store.rename(old)
+    try:
+        partial.rename(store)
+    except OSError:
+        old.rename(store)
+        raise
+    shutil.rmtree(old)
+
+
+def _old_of(store: Path) -> Path:
+    return store.parent / f".{store.name}.old"
