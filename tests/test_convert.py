@@ -24,7 +24,7 @@ from dask.utils import parse_bytes
 import xloader as xl
 from tests.sources import sparse, write_h5ad
 from xloader.errors import PlanError, ReadError, SchemaError, XloaderError
-from xloader.store import writers
+from xloader.store import rows_writer
 from xloader.store.building import building
 
 
@@ -158,7 +158,7 @@ def test_convert__failure_leaves_the_old_store(tmp_path, monkeypatch):
         raise OSError(msg)
 
     with monkeypatch.context() as m:
-        m.setattr("xloader.store.writers.RowsWriter.write", fail)
+        m.setattr("xloader.store.rows_writer.RowsWriter.write", fail)
         for name in ("s", "new"):
             with pytest.raises(OSError, match="disk full"):
                 xl.convert(source, tmp_path / name, overwrite=True, progress=False)
@@ -171,7 +171,7 @@ def test_convert__killed_leaves_nothing_that_opens(tmp_path):
     script = textwrap.dedent("""
         import sys, time
         import xloader as xl
-        from xloader.store.writers import RowsWriter
+        from xloader.store.rows_writer import RowsWriter
         real = RowsWriter.write
         def slow(self, task, rung):
             done = real(self, task, rung)
@@ -434,12 +434,12 @@ def test_convert__memory_stays_within_the_budget(form, shuffle, budget, tmp_path
 
 
 def test_convert__a_failure_leaves_no_task_that_still_writes(tmp_path, monkeypatch):
-    source = write_h5ad(tmp_path / "a.h5ad", scipy.sparse.csr_matrix(sparse(64 * 12, 20)))
-    monkeypatch.setattr(writers, "_SHARD_BLOCKS", 1)
+    source = write_h5ad(tmp_path / "a.h5ad", scipy.sparse.csr_matrix(sparse(32 * 12, 20)))
+    monkeypatch.setattr(rows_writer, "_SHARD_CHUNKS", 1)
     # `xloader.convert` is the function
     monkeypatch.setattr(sys.modules["xloader.convert"], "n_cpus", lambda: 2)
     begun, ended, second = [], [], threading.Event()
-    real = writers.RowsWriter.write
+    real = rows_writer.RowsWriter.write
 
     def write(self, task, rung):
         begun.append(task)
@@ -453,7 +453,7 @@ def test_convert__a_failure_leaves_no_task_that_still_writes(tmp_path, monkeypat
         ended.append(task)
         return done
 
-    monkeypatch.setattr(writers.RowsWriter, "write", write)
+    monkeypatch.setattr(rows_writer.RowsWriter, "write", write)
     with pytest.raises(OSError, match="disk full"):
         xl.convert(source, tmp_path / "s", progress=False)
     assert sorted(begun[1:]) == sorted(ended)

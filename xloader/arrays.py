@@ -10,9 +10,12 @@ from typing_extensions import override
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from xloader.buffers import Buffers
 from xloader.csr import CSRArray, concatenate
+from xloader.packed import PackedRows, pack
 
 Key = tuple[int | slice, ...]
+Int64 = npt.NDArray[np.int64]
 
 
 class StoredArray(BackendArray):
@@ -106,7 +109,7 @@ class RowArray(StoredArray):
             If the bytes cannot be read or decoded.
         """
 
-    def read_ranges(self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> CSRArray:
+    def read_ranges(self, starts: Int64, stops: Int64) -> CSRArray:
         """
         Read several ranges of rows.
 
@@ -124,10 +127,48 @@ class RowArray(StoredArray):
         parts = [self.read_rows(a, b) for a, b in ranges]
         return parts[0] if len(parts) == 1 else concatenate(parts)
 
+    def read_packed(
+        self,
+        starts: Int64,
+        stops: Int64,
+        buffers: Buffers,  # noqa: ARG002 # for formats that decode into it
+    ) -> PackedRows:
+        """
+        Read several ranges of rows in the form that batches are gathered from.
+
+        Parameters
+        ----------
+        starts, stops : ndarray of int64, shape (m,)
+            Half-open ranges of rows, at least one.
+        buffers : Buffers
+            Where memory may come from.
+
+        Returns
+        -------
+        PackedRows
+            The rows of all ranges in the given order.
+        """
+        return pack(self.read_ranges(starts, stops), f"`{self!r}`")
+
+    def nbytes_of(self, starts: Int64, stops: Int64) -> Int64:
+        """
+        Return the bytes that ranges of rows take while they are read and after it.
+
+        Parameters
+        ----------
+        starts, stops : ndarray of int64, shape (m,)
+            Half-open ranges of rows.
+
+        Returns
+        -------
+        ndarray of int64, shape (m,)
+            Bytes of each range.
+        """
+        # the joined rows and their pieces
+        return 2 * self.nnz_of(starts, stops) * (self.dtype.itemsize + 4)
+
     @abstractmethod
-    def nnz_of(
-        self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:
+    def nnz_of(self, starts: Int64, stops: Int64) -> Int64:
         """
         Count the stored values of row ranges without reading them.
 
@@ -189,7 +230,7 @@ class TileArray(StoredArray):
         self.symmetric = symmetric
 
     @abstractmethod
-    def read_tiles(self, ij: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    def read_tiles(self, ij: Int64) -> npt.NDArray[Any]:
         """
         Read tiles, each once.
 
@@ -209,7 +250,7 @@ class TileArray(StoredArray):
             If the bytes cannot be read or decoded.
         """
 
-    def stored(self, i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def stored(self, i: Int64, j: Int64) -> Int64:
         """
         Return the stored tiles that hold the given tiles.
 

@@ -21,10 +21,11 @@ from xloader.errors import PlanError, SchemaError
 from xloader.open import identify, open_cells, open_contacts, resolutions
 from xloader.store.building import building, check_place, publish
 from xloader.store.layout import TILE, encode, path_of, write_group, write_root
-from xloader.store.shards import n_cpus
+from xloader.store.rows_writer import RowsWriter
 from xloader.store.staging import stage_dense, stage_order, stage_selection
 from xloader.store.write import CODECS, describe, manifest, write_label
-from xloader.store.writers import DenseWriter, RowsWriter, TileSource, TilesWriter, Writer
+from xloader.store.writers import DenseWriter, TileSource, TilesWriter, Writer
+from xloader.threads import n_cpus
 
 Int64 = npt.NDArray[np.int64]
 _STAGING = "~staging"

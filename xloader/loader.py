@@ -1,10 +1,12 @@
 """The Loader: batches of a labelled Dataset, each a pure function of (seed, epoch, step)."""
 
+import itertools
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
@@ -15,6 +17,7 @@ from dask.utils import format_bytes, parse_bytes
 from typing_extensions import override
 
 from xloader.axes import Int64, Windows
+from xloader.batch import Labeller, split
 from xloader.contract import SampleRandom, Transform, apply
 from xloader.errors import PlanError
 from xloader.plan import Batch, Plan, Remainder
@@ -27,9 +30,12 @@ from xloader.request import (
     vocabularies,
 )
 from xloader.source import Loaded, Source, join
+from xloader.threads import gatherers, n_threads
 from xloader.windows import Shape
 
 _LAYOUTS = (None, "csr", "dense")
+_GROUP_NBYTES = 4 * 2**20
+"""Bytes of small batches that are gathered at once: few calls, and memory that caches hold."""
 
 
 class Loader:
@@ -140,6 +146,7 @@ class Loader:
     def _reset(self) -> None:
         """Forget everything that belongs to one process."""
         self._source: Source | None = None
+        self._labeller: Labeller | None = None
         self._pools: OrderedDict[tuple[int, ...], Loaded] = OrderedDict()
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -161,6 +168,12 @@ class Loader:
         members = np.arange(len(windows)) if blocks.members is None else blocks.members
         nbytes = source.block_nbytes(windows.starts_of(members), blocks.ptr)
         largest = int(nbytes.max(initial=0))
+        self._group_batches = max(1, _GROUP_NBYTES // max(1, batch_size * source.sample_nbytes))
+        gathered = self._group_batches * batch_size * source.sample_nbytes
+        # batches that are made ahead count too, unless they alone would take most of the budget
+        ahead = n_threads() if self.prefetch > 0 else 0
+        self._ahead = ahead if 2 * (ahead + 1) * gathered <= budget else 0
+        budget -= (self._ahead + 1) * gathered if self._ahead else 0
         pools = 1 + self.prefetch  # in memory at the same time
         if int(nbytes.sum()) <= budget:
             pool_blocks = len(blocks)
@@ -170,8 +183,8 @@ class Loader:
             samples = int(np.diff(blocks.ptr)[nbytes.argmax()])
             msg = (
                 f"a block of {samples} samples decodes to {format_bytes(largest)}, and "
-                f"prefetch={self.prefetch} keeps {pools} in memory, but memory_budget is "
-                f"{format_bytes(budget)}; allow at least {format_bytes(largest * pools)}, lower "
+                f"prefetch={self.prefetch} keeps {pools} in memory, but memory_budget leaves "
+                f"{format_bytes(budget)} for them; allow at least {format_bytes(largest * pools)}, lower "
                 "`prefetch`, take fewer `variables`, or write a finer store with xl.convert"
             )
             raise PlanError(msg)
@@ -278,7 +291,7 @@ class Loader:
         """
         planned = self.plan.batch(epoch, step + len(self) if step < 0 else step)
         pools = {int(p): self._pool(epoch, int(p)) for p in np.unique(planned.pools)}
-        return self._cut(planned, pools, epoch)
+        return self._finish(_cut(planned, pools), planned, epoch)
 
     def samples(self, ids: npt.ArrayLike, *, epoch: int | None = None) -> xr.Dataset:
         """
@@ -309,7 +322,8 @@ class Loader:
         wanted = wanted % n
         epoch = self.epoch if epoch is None else epoch
         loaded = self._pool(epoch, 0) if self.plan.n_pools == 1 else self._open().load(wanted)
-        return self._finish(loaded.values(wanted), wanted, epoch, None)
+        batch = Batch(wanted, np.zeros_like(wanted), np.ones(len(wanted), bool))
+        return self._finish(loaded.values(wanted), batch, epoch)
 
     def __iter__(self) -> Iterator[xr.Dataset]:
         if self._finished:
@@ -333,34 +347,65 @@ class Loader:
         xarray.Dataset
             One labelled batch per step.
         """
-        for step, pools in self._ahead(epoch, list(steps)):
-            yield self._cut(self.plan.batch(epoch, step), pools, epoch)
-
-    def _ahead(
-        self, epoch: int, steps: Sequence[int]
-    ) -> Iterator[tuple[int, Mapping[int, Loaded]]]:
-        """Yield every step with the pools it needs, reading later pools meanwhile."""
-        if self.prefetch == 0 or self.plan.n_pools == 1:
+        if self.prefetch == 0:
             for step in steps:
-                pools = np.unique(self.plan.batch(epoch, step).pools).tolist()
-                yield step, {p: self._pool(epoch, p) for p in pools}
+                yield self.batch(epoch, step)
             return
-        with ThreadPoolExecutor(1, thread_name_prefix="xloader-read") as reader:
-            pending: dict[int, Future[Loaded]] = {}
+        if self.plan.n_pools > 1:
+            self._pools.clear()
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="xloader-read") as reader,
+            gatherers() as gatherer,
+        ):
+            pools: dict[int, Future[Loaded]] = {}
+            waiting: deque[tuple[_Group, Future[dict[str, Values]]]] = deque()
             try:
-                for step in steps:
-                    needed = self.plan.batch(epoch, step).pools
-                    first, last = int(needed[0]), int(needed[-1])
-                    ahead = min(max(last, first + self.prefetch) + 1, self.plan.n_pools)
-                    # pools are needed in order, so those before the first are done with
-                    pending = {
-                        p: pending.get(p) or reader.submit(self._read, epoch, p)
-                        for p in range(first, ahead)
-                    }
-                    yield step, {p: pending[p].result() for p in range(first, last + 1)}
+                for group in self._groups(epoch, steps):
+                    first, last = int(group.samples.pools[0]), int(group.samples.pools[-1])
+                    if waiting and first not in pools:
+                        wait([f for _, f in waiting])  # only then are earlier pools out of memory
+                    pools = self._read_ahead(reader, epoch, first, last, pools)
+                    needed = {p: pools[p] for p in range(first, last + 1)}
+                    waiting.append((group, gatherer.submit(_gather, group, needed)))
+                    if len(waiting) > self._ahead:
+                        yield from self._serve(epoch, *waiting.popleft())
+                while waiting:
+                    yield from self._serve(epoch, *waiting.popleft())
             finally:
-                for future in pending.values():
+                for future in (*pools.values(), *(f for _, f in waiting)):
                     future.cancel()
+
+    def _groups(self, epoch: int, steps: Iterable[int]) -> Iterator["_Group"]:
+        """Yield runs of small batches, which are gathered at once."""
+        remaining = iter(steps)
+        while group := list(itertools.islice(remaining, self._group_batches)):
+            yield _Group(*self.plan.batches(epoch, group))
+
+    def _read_ahead(
+        self,
+        reader: ThreadPoolExecutor,
+        epoch: int,
+        first: int,
+        last: int,
+        pools: Mapping[int, Future[Loaded]],
+    ) -> dict[int, Future[Loaded]]:
+        """Return the pools of some batches and of those that come soon, being read."""
+        ahead = min(max(last, first + self.prefetch) + 1, self.plan.n_pools)
+        # pools are needed in order, so those before the first are done with
+        read = self._pool if self.plan.n_pools == 1 else self._read
+        return {p: pools.get(p) or reader.submit(read, epoch, p) for p in range(first, ahead)}
+
+    def _serve(
+        self, epoch: int, group: "_Group", gathered: Future[dict[str, Values]]
+    ) -> Iterator[xr.Dataset]:
+        """Yield the batches of a group as they are cut from its values."""
+        values, samples = gathered.result(), group.samples
+        if len(group.ptr) == 2:
+            yield self._finish(values, samples, epoch)
+            return
+        for a, b in itertools.pairwise(group.ptr.tolist()):
+            one = Batch(samples.ids[a:b], samples.pools[a:b], samples.valid[a:b])
+            yield self._finish(split(values, a, b), one, epoch)
 
     def _open(self) -> Source:
         if self._pid != os.getpid():
@@ -369,6 +414,8 @@ class Loader:
             self._source = Source(
                 self.ds, self.plan.windows, variables=self.variables, layout=self.layout
             )
+        if self._labeller is None:
+            self._labeller = Labeller(self._source, self.sample_dim)
         return self._source
 
     def _read(self, epoch: int, pool: int) -> Loaded:
@@ -390,53 +437,26 @@ class Loader:
             self._pools.move_to_end(key)
             return self._pools[key]
 
-    def _cut(self, planned: Batch, pools: Mapping[int, Loaded], epoch: int) -> xr.Dataset:
-        """Cut one batch out of the pools that hold its samples."""
-        parts = [loaded.values(planned.ids[planned.pools == p]) for p, loaded in pools.items()]
-        values = {name: join([part[name] for part in parts]) for name in parts[0]}
-        valid = planned.valid if self.plan.has_valid else None
-        return self._finish(values, planned.ids, epoch, valid)
-
-    def _finish(
-        self,
-        values: Mapping[str, Values],
-        ids: Int64,
-        epoch: int,
-        valid: npt.NDArray[np.bool_] | None,
-    ) -> xr.Dataset:
+    def _finish(self, values: Mapping[str, Values], batch: Batch, epoch: int) -> xr.Dataset:
         """Label the values of a batch and transform them."""
-        source = self._open()
-        dim = self.sample_dim
-        variables: dict[str, xr.Variable] = {}
-        for name, value in values.items():
-            dims = source.readers[name].dims
-            # rows along a later dimension were cut as windows of length one
-            rows = np.squeeze(value, 1 + dims.index(dim)) if dim in dims[1:] else value
-            dims = (dim, *(d for d in dims if d != dim))
-            variables[name] = xr.Variable(dims, rows, source.variable_attrs[name], fastpath=True)
-        variables.update(source.fixed)
-        variables["sample_id"] = xr.Variable(dim, ids)
-        if valid is not None:
-            variables["valid"] = xr.Variable(dim, valid)
-        coords = {
-            k: v for k, v in variables.items() if k in source.coords or k in ("sample_id", "valid")
-        }
-        data = {k: v for k, v in variables.items() if k not in coords}
-        batch = xr.Dataset(data, coords, source.attrs)
+        self._open()
+        assert self._labeller is not None  # made with the source
+        valid = batch.valid if self.plan.has_valid else None
+        labelled = self._labeller.label(values, batch.ids, valid)
         if self.transform is None:
-            return batch
-        rng = SampleRandom(self.plan.seed, epoch=epoch, sample_id=ids)
+            return labelled
+        rng = SampleRandom(self.plan.seed, epoch=epoch, sample_id=batch.ids)
         try:
-            return apply(self.transform, batch, rng=rng, dim=dim)
+            return apply(self.transform, labelled, rng=rng, dim=self.sample_dim)
         except Exception as e:
-            e.add_note(f"while transforming samples {ids[:8].tolist()}... of epoch {epoch}")
+            e.add_note(f"while transforming samples {batch.ids[:8].tolist()}... of epoch {epoch}")
             raise
 
     @override
     def __getstate__(self) -> dict[str, Any]:
         """Keep the recipe only; transforms of a notebook travel by value."""
         state = self.__dict__.copy()
-        for name in ("_source", "_pools", "_lock", "_pid"):
+        for name in ("_source", "_labeller", "_pools", "_lock", "_pid"):
             del state[name]
         state["transform"] = cloudpickle.dumps(self.transform)
         return state
@@ -445,3 +465,24 @@ class Loader:
         self.__dict__.update(state)
         self.transform = cloudpickle.loads(state["transform"])
         self._reset()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Successive batches that are gathered at once."""
+
+    samples: Batch
+    """Their samples, batch after batch."""
+    ptr: Int64
+    """Batch ``k`` is ``ptr[k]:ptr[k + 1]``."""
+
+
+def _gather(group: _Group, pools: Mapping[int, Future[Loaded]]) -> dict[str, Values]:
+    loaded = {p: future.result() for p, future in pools.items()}
+    return _cut(group.samples, loaded)
+
+
+def _cut(samples: Batch, pools: Mapping[int, Loaded]) -> dict[str, Values]:
+    """Cut samples out of the pools that hold them."""
+    parts = [loaded.values(samples.ids[samples.pools == p]) for p, loaded in pools.items()]
+    return {name: join([part[name] for part in parts]) for name in parts[0]}

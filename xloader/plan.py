@@ -1,5 +1,6 @@
 """Which samples make up each batch: arithmetic on integers, a pure function of (seed, epoch, step)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -288,31 +289,63 @@ class Plan:
         IndexError
             If there is no such step.
         """
-        if not 0 <= step < len(self):
-            msg = f"batch {step} of {len(self)}; an epoch has batches 0 to {len(self) - 1}"
+        return self.batches(epoch, [step])[0]
+
+    def batches(self, epoch: int, steps: Sequence[int]) -> tuple[Batch, Int64]:
+        """
+        Return which samples this rank gets at several steps.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch.
+        steps : sequence of int
+            Numbers of steps, increasing, at least one.
+
+        Returns
+        -------
+        samples : Batch
+            Those of all steps, one after the other.
+        ptr : ndarray of int64, shape (n_steps + 1,)
+            Step ``k`` gets ``ptr[k]:ptr[k + 1]`` of them.
+
+        Raises
+        ------
+        IndexError
+            If there is no such step.
+        """
+        if not 0 <= steps[0] <= steps[-1] < len(self):
+            msg = f"batches {list(steps)} of {len(self)}; an epoch has batches 0 to {len(self) - 1}"
             raise IndexError(msg)
+        mine = [self._places(step) for step in steps]
+        ptr = np.append(0, np.cumsum([len(m) for m in mine]))
+        joined = mine[0] if len(mine) == 1 else np.concatenate(mine)
+        n = len(self.windows)
+        valid = joined < n
+        # padding repeats the last samples of the epoch, which are in memory anyway
+        places = np.minimum(joined, n - 1)
+        _, begins = _epoch(self, epoch)
+        # places rise, and so do the pools they are in
+        first, last = (np.searchsorted(begins, places[[0, -1]], side="right") - 1).tolist()
+        if first == last:
+            pools = np.full(len(places), first)
+            return Batch(_pool(self, epoch, first)[places - begins[first]], pools, valid), ptr
+        pools = np.searchsorted(begins, places, side="right") - 1
+        parts = range(first, last + 1)
+        ids = [_pool(self, epoch, p)[places[pools == p] - begins[p]] for p in parts]
+        return Batch(np.concatenate(ids), pools, valid), ptr
+
+    def _places(self, step: int) -> Int64:
+        """Return which places of the epoch's sequence this rank gets; those beyond its end pad."""
         n = len(self.windows)
         first = step * self.global_batch
         rest = min(self.global_batch, n - first)
         if rest == self.global_batch or self.remainder == "pad":
-            mine = first + self.rank * self.batch_size + np.arange(self.batch_size)
-        else:
-            edges = np.arange(self.world_size + 1) * rest // self.world_size
-            mine = first + np.arange(
-                edges[self.rank], max(edges[self.rank + 1], edges[self.rank] + 1)
-            )
-            if edges[self.rank] == edges[self.rank + 1]:
-                mine = np.array([n])  # fewer samples than ranks: this rank's step only pads
-        valid = mine < n
-        # padding repeats the last samples of the epoch, which are in memory anyway
-        places = np.where(valid, mine, n - 1)
-        _, ptr = _epoch(self, epoch)
-        pools = np.searchsorted(ptr, places, side="right") - 1
-        ids = np.empty(len(places), np.int64)
-        for pool in np.unique(pools):
-            here = pools == pool
-            ids[here] = _pool(self, epoch, int(pool))[places[here] - ptr[pool]]
-        return Batch(ids, pools, valid)
+            begin = first + self.rank * self.batch_size
+            return np.arange(begin, begin + self.batch_size)
+        low, high = (self.rank * rest // self.world_size, (self.rank + 1) * rest // self.world_size)
+        # with fewer samples than ranks, the step of some ranks only pads
+        return np.array([n]) if low == high else np.arange(first + low, first + high)
 
 
 @lru_cache(maxsize=8)

@@ -14,9 +14,11 @@ from typing_extensions import override
 from xloader import trace
 from xloader.arrays import RowArray, TileArray
 from xloader.axes import Int64, Windows
+from xloader.buffers import Buffers
 from xloader.chunks import Grid, consecutive, dask_grid, file_grid, tile_grid
 from xloader.csr import CSRArray
 from xloader.errors import PerformanceWarning, warn
+from xloader.packed import panel
 
 _BLOCK_WINDOWS = 8
 
@@ -48,6 +50,7 @@ class Reader(ABC):
 
     def __init__(self, variable: xr.Variable, windows: Windows) -> None:
         self.dims = tuple(map(str, variable.dims))
+        self.buffers = Buffers()
         self.dtype = np.dtype(variable.dtype)
         self.shape = variable.shape
         self.axes = [windows.dims.index(d) if d in windows.dims else None for d in self.dims]
@@ -107,6 +110,18 @@ class Reader(ABC):
             What cuts any of these windows.
         """
 
+    @property
+    def sample_nbytes(self) -> int:
+        """
+        Return the bytes of one sample in a batch.
+
+        Returns
+        -------
+        int
+            On average.
+        """
+        return int(np.prod(self.size)) * self.dtype.itemsize
+
     def full_starts(self, starts: Int64) -> Int64:
         """
         Return starts along every dimension of the variable.
@@ -155,7 +170,7 @@ class RowReader(Reader):
         super().__init__(variable, windows)
         self.array = array
         self.rows = index[0]
-        self.columns = None if _is_range(index[1], array.shape[1]) else index[1]
+        self.panel = panel(index[1], array.shape[1])
         self.dense = dense
         if getattr(array, "by_column", False):
             warn(
@@ -163,6 +178,15 @@ class RowReader(Reader):
                 "xl.convert writes a store by row",
                 PerformanceWarning,
             )
+
+    @property
+    @override
+    def sample_nbytes(self) -> int:  # numpydoc ignore=GL08
+        if self.dense:
+            return super().sample_nbytes
+        n = max(1, self.array.shape[0])
+        nnz = int(self.array.nnz_of(np.zeros(1, np.int64), np.array([n]))[0])
+        return nnz // n * (self.dtype.itemsize + 4)
 
     @override
     def keys(self, starts: Int64) -> npt.NDArray[np.int64]:  # numpydoc ignore=GL08
@@ -174,8 +198,7 @@ class RowReader(Reader):
         n_stored = n_rows // unit + 1
         block = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
         block, stored = np.divmod(np.unique(block * n_stored + self.keys(starts)), n_stored)
-        nnz = self.array.nnz_of(stored * unit, np.minimum((stored + 1) * unit, n_rows))
-        each = 2 * nnz * (self.array.dtype.itemsize + 4)  # the joined rows and their pieces
+        each = self.array.nbytes_of(stored * unit, np.minimum((stored + 1) * unit, n_rows))
         return np.bincount(block, each, len(ptr) - 1).astype(np.int64)
 
     @override
@@ -186,19 +209,15 @@ class RowReader(Reader):
         first = blocks[np.append(0, cuts)]
         last = blocks[np.append(cuts, len(blocks)) - 1]
         low, high = first * unit, np.minimum((last + 1) * unit, self.array.shape[0])
-        block = self.array.read_ranges(low, high)
-        if self.columns is not None:
-            block = block.take_columns(self.columns)
-            if (np.diff(self.columns) < 0).any():
-                block = block.sort_columns()
-        block = block.astype(self.dtype, copy=False)
+        packed = self.array.read_packed(low, high, self.buffers)
         # storage row -> row of the block, by the range that holds it
         shift = np.append(0, np.cumsum(high - low)[:-1]) - low
+        take = packed.take_dense if self.dense else packed.take
 
         def gather(starts: Int64) -> Values:  # numpydoc ignore=GL08
             rows = self.rows[starts[:, 0]]
-            picked = block.take_rows(rows + shift[np.searchsorted(low, rows, side="right") - 1])
-            return picked.todense() if self.dense else picked
+            places = rows + shift[np.searchsorted(low, rows, side="right") - 1]
+            return take(places, self.dtype, self.panel, self.buffers)
 
         return gather
 
@@ -402,10 +421,6 @@ def make_reader(
     if variable.chunks is not None:
         return _ChunkReader(variable, windows, dask_grid(variable))
     return _ChunkReader(variable, windows, *file_grid(variable, windows))
-
-
-def _is_range(index: Int64, n: int) -> bool:
-    return len(index) == n and bool((index == np.arange(n)).all())
 
 
 def _distinct(index: Int64) -> bool:

@@ -107,6 +107,18 @@ class Source:
         each = [r.nbytes(starts, ptr) for r in self.readers.values()]
         return np.asarray(np.sum(each, axis=0), np.int64)
 
+    @property
+    def sample_nbytes(self) -> int:
+        """
+        Return the bytes of one sample in a batch.
+
+        Returns
+        -------
+        int
+            On average, over all variables; at least 1.
+        """
+        return max(1, sum(r.sample_nbytes for r in self.readers.values()))
+
     def load(self, ids: Int64) -> "Loaded":
         """
         Read the blocks of some samples.

@@ -12,9 +12,12 @@ from typing_extensions import override
 from xarray.backends import BackendEntrypoint
 
 from xloader.arrays import Key, RowArray, StoredArray, TileArray
+from xloader.buffers import Buffers
 from xloader.csr import CSRArray
 from xloader.errors import ReadError, SchemaError
+from xloader.packed import PackedRows
 from xloader.schema import keep_labels, lazy
+from xloader.store.blocks import RowBlocks
 from xloader.store.layout import BLOCK_ROWS, TILE, decode, read_root, root_attributes
 from xloader.store.shards import ShardedArray
 from xloader.store.write import check_arrays, read_label
@@ -24,11 +27,11 @@ Int64 = npt.NDArray[np.int64]
 
 class StoreRows(RowArray):
     """
-    Sparse rows, stored as padded blocks of values and of column differences.
+    Sparse rows, stored as padded chunks of values and of column differences.
 
     Parameters
     ----------
-    values, deltas : ShardedArray, shape (n_blocks, width)
+    values, deltas : ShardedArray, shape (n_chunks, width)
         Values, and differences of columns within each row.
     indptr : ndarray of int64, shape (n_rows + 1,)
         First value of each row, and their number.
@@ -49,7 +52,32 @@ class StoreRows(RowArray):
         super().__init__(shape, dtype, BLOCK_ROWS)
         self.values = values
         self.deltas = deltas
-        self.indptr = indptr
+        self.blocks = RowBlocks(indptr, values.shape[1])
+        rising = len(indptr) == shape[0] + 1 and indptr[0] == 0 and (np.diff(indptr) >= 0).all()
+        if not rising or {values.shape, deltas.shape} != {(self.blocks.n_chunks, values.shape[1])}:
+            msg = (
+                f"the index of `{values.path}` does not fit its {values.shape[0]} chunks; the store is "
+                "damaged, convert the source again"
+            )
+            raise ReadError(msg)
+        for array in (values, deltas):
+            array.whose = self._rows_of
+
+    @property
+    def indptr(self) -> Int64:
+        """
+        Return the first stored value of each row, and their number.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_rows + 1,)
+            In memory.
+        """
+        return self.blocks.indptr
+
+    def _rows_of(self, chunk: Int64) -> str:
+        block = int(np.searchsorted(self.blocks.first_chunks, chunk[0], "right")) - 1
+        return f"rows {block * BLOCK_ROWS}-{min((block + 1) * BLOCK_ROWS, self.shape[0])}"
 
     @override
     def read_rows(self, start: int, stop: int) -> CSRArray:  # numpydoc ignore=GL08
@@ -57,39 +85,36 @@ class StoreRows(RowArray):
 
     @override
     def read_ranges(self, starts: Int64, stops: Int64) -> CSRArray:  # numpydoc ignore=GL08
-        rows = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
-        blocks, slot = np.unique(rows // BLOCK_ROWS, return_inverse=True)
-        block = self._decode(blocks)
-        # row of the decoded blocks that each row wanted is; blocks before the last are full
-        place = slot * BLOCK_ROWS + rows % BLOCK_ROWS
-        if len(place) == block.shape[0] and bool((np.diff(place) == 1).all()):
-            return block
-        return block.take_rows(place)
+        packed = self.read_packed(starts, stops, Buffers())
+        return packed.take(np.arange(len(packed.starts)), self.dtype, None, Buffers())
 
-    def _decode(self, blocks: Int64) -> CSRArray:
-        """Return all rows of some blocks, each decoded once."""
-        if len(blocks) == 0:
-            empty = np.zeros(0, np.int32)
-            return CSRArray(
-                empty.astype(self.dtype), empty, np.zeros(1, np.int64), (0, self.shape[1])
-            )
-        first, last = blocks * BLOCK_ROWS, np.minimum((blocks + 1) * BLOCK_ROWS, self.shape[0])
-        chunks = np.stack([blocks, np.zeros_like(blocks)], axis=1)
-        lengths = self.indptr[last] - self.indptr[first]
-        used = np.arange(self.values.chunk_shape[1]) < lengths[:, None]
-        data = self.values.read_chunks(chunks)[:, 0][used].astype(self.dtype, copy=False)
-        steps = self.deltas.read_chunks(chunks)[:, 0][used]
-        pieces = [np.diff(self.indptr[a : b + 1]) for a, b in zip(first, last, strict=True)]
-        counts = np.concatenate(pieces)
-        indptr = np.concatenate([[0], np.cumsum(counts)])
-        # a running sum over all rows, less what it was when each row began
-        narrow = np.int32 if self.shape[1] < 2**31 else np.int64
-        total = np.cumsum(steps, dtype=np.int64)
-        began = np.where(
-            indptr[:-1] > 0, total[np.maximum(indptr[:-1], 1) - 1] if len(total) else 0, 0
+    @override
+    def read_packed(
+        self, starts: Int64, stops: Int64, buffers: Buffers
+    ) -> PackedRows:  # numpydoc ignore=GL08
+        rows = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
+        blocks, of = np.unique(rows // BLOCK_ROWS, return_inverse=True)
+        chunks, first = self.blocks.chunks_of(blocks)
+        places = np.stack([chunks, np.zeros_like(chunks)], axis=1)
+        flat = [
+            a.read_chunks(places, buffers.empty((len(chunks), *a.chunk_shape), a.dtype)).reshape(-1)
+            for a in (self.values, self.deltas)
+        ]
+        begins = self.indptr[rows]
+        return PackedRows(
+            *flat,
+            starts=(first - self.indptr[blocks * BLOCK_ROWS])[of] + begins,
+            lengths=self.indptr[rows + 1] - begins,
+            n_columns=self.shape[1],
+            delta=True,
+            name=f"`{self.values.path}`",
         )
-        indices = (total - np.repeat(began, counts)).astype(narrow)
-        return CSRArray(data, indices, indptr, (len(counts), self.shape[1]))
+
+    @override
+    def nbytes_of(self, starts: Int64, stops: Int64) -> Int64:  # numpydoc ignore=GL08
+        first, last = starts // BLOCK_ROWS, -(-stops // BLOCK_ROWS)
+        chunks = self.blocks.first_chunks[last] - self.blocks.first_chunks[first]
+        return np.asarray(chunks * (self.values.chunk_nbytes + self.deltas.chunk_nbytes))
 
     @override
     def nnz_of(self, starts: Int64, stops: Int64) -> Int64:  # numpydoc ignore=GL08

@@ -14,11 +14,11 @@ import pandas as pd
 
 from xloader.errors import ReadError, SchemaError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the format that this code writes, and the newest that it reads."""
 
-BLOCK_ROWS = 64
-"""Rows of one inner chunk of sparse rows."""
+BLOCK_ROWS = 32
+"""Rows that are stored together: how random an order of blocks can be."""
 
 TILE = 128
 """Side of one inner chunk of a contact map, in bins."""
@@ -339,10 +339,10 @@ def read_root(store: Path) -> dict[str, Any]:
         raise SchemaError(msg)
     described = attributes["xloader"]
     version = described.get("format") if isinstance(described, dict) else None
-    if isinstance(version, int) and version > FORMAT:
+    if isinstance(version, int) and version != FORMAT:
         msg = (
-            f"store {str(store)!r} has format {version}, and this version of xloader reads up to "
-            f"{FORMAT}; update xloader, or convert the source again with this version"
+            f"store {str(store)!r} has format {version}, and this version of xloader reads format "
+            f"{FORMAT}; {'update xloader, or ' * (version > FORMAT)}convert the source again with this version"
         )
         raise ReadError(msg)
     if attributes.get("xloader_crc32c") != checksum(described):

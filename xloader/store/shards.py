@@ -1,13 +1,13 @@
 """Sharded zarr arrays on local disks, read without zarr: shards mapped, their indexes parsed once."""
 
-import itertools
 import math
 import mmap
 import os
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numcodecs import blosc
 
 from xloader.errors import ReadError
 from xloader.store.layout import metadata_of
+from xloader.threads import cut, n_threads, run
 
 Int64 = npt.NDArray[np.int64]
 
@@ -30,34 +31,6 @@ _ABSENT = np.uint64(2**64 - 1)
 _INLINE_NBYTES = 2**18
 _MAX_OPEN = 512
 _shards: "OrderedDict[tuple[str, int], _Shard]" = OrderedDict()
-_pools: dict[int, ThreadPoolExecutor] = {}
-
-
-def n_cpus() -> int:
-    """
-    Return the number of processors that this process may use.
-
-    Returns
-    -------
-    int
-        At least 1.
-    """
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _n_threads() -> int:
-    return min(4, max(2, n_cpus()))
-
-
-def _pool() -> ThreadPoolExecutor:
-    """Return this process's threads: those of a parent do not survive a fork."""
-    pool = _pools.get(os.getpid())
-    if pool is None:
-        made = ThreadPoolExecutor(_n_threads(), thread_name_prefix="xloader-decode")
-        pool = _pools.setdefault(os.getpid(), made)
-    return pool
 
 
 @dataclass(frozen=True)
@@ -65,14 +38,30 @@ class _Shard:
     """One mapped shard file."""
 
     path: str
-    data: mmap.mmap | bytes
-    """The whole file; a read-only map is safe to inherit through a fork."""
+    data: npt.NDArray[np.uint8]
+    """The whole file, mapped; a read-only map is safe to inherit through a fork."""
     index: npt.NDArray[np.uint64]
     """Offset and length of each inner chunk in bytes, shape (n_chunks, 2)."""
+    checked: npt.NDArray[np.bool_]
+    """Whether the checksum of each inner chunk was compared since the file was mapped."""
 
 
-_Job = tuple[_Shard, int, int, int]
-"""Shard, place in the output, offset and length in bytes."""
+@dataclass(frozen=True)
+class _Jobs:
+    """Chunks to decode."""
+
+    slots: Int64
+    """Place of each in the output."""
+    addresses: Int64
+    """Where each begins in memory."""
+    lengths: Int64
+    """Encoded bytes of each, without checksum."""
+    shards: list[tuple[_Shard, int]]
+    """Files and the first of their jobs; holding them keeps them mapped."""
+
+    def shard_of(self, job: int) -> _Shard:
+        """Return the file of a chunk."""
+        return self.shards[bisect_right(self.shards, job, key=itemgetter(1)) - 1][0]
 
 
 class ShardedArray:
@@ -96,6 +85,8 @@ class ShardedArray:
         In elements.
     dtype : numpy.dtype
         Type of the elements.
+    whose : callable or None
+        Says what a chunk holds, such as its rows, for messages.
 
     Raises
     ------
@@ -112,6 +103,7 @@ class ShardedArray:
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
             msg = f"array {path!r} is no sharded zarr v3 array that xloader reads: {e!r}"
             raise ReadError(msg) from e
+        self.whose: Callable[[Int64], str] | None = None
         self._runs = None if shards is None else np.asarray(shards, np.int64).reshape(-1, 2)
 
     def _parse(self, metadata: dict[str, Any]) -> None:
@@ -161,7 +153,9 @@ class ShardedArray:
         """
         return int(math.prod(self.chunk_shape) * self.dtype.itemsize)
 
-    def read_chunks(self, chunk_ids: Int64) -> npt.NDArray[Any]:
+    def read_chunks(
+        self, chunk_ids: Int64, out: npt.NDArray[Any] | None = None
+    ) -> npt.NDArray[Any]:
         """
         Decode inner chunks, each as often as it is named.
 
@@ -169,6 +163,8 @@ class ShardedArray:
         ----------
         chunk_ids : ndarray of int64, shape (m, ndim)
             Places in the grid of inner chunks.
+        out : ndarray, shape (m, *chunk_shape), optional
+            Where they go, contiguous and of type `dtype`. Default: a new array.
 
         Returns
         -------
@@ -182,52 +178,93 @@ class ShardedArray:
             If a shard file is missing, truncated or damaged; names the array, file and chunk.
         """
         ids = np.asarray(chunk_ids, np.int64).reshape(-1, len(self.shape))
-        out = np.empty((len(ids), *self.chunk_shape), self.dtype)
-        jobs = list(self._plan(ids, out))
-        n_parts = _n_threads() if len(jobs) * self.chunk_nbytes > _INLINE_NBYTES else 1
-        bounds = [k * len(jobs) // n_parts for k in range(n_parts + 1)]
-        parts = [jobs[a:b] for a, b in itertools.pairwise(bounds)]
-        others = [_pool().submit(self._decode_jobs, part, ids, out) for part in parts[1:] if part]
-        self._decode_jobs(parts[0], ids, out)
-        for other in others:
-            other.result()
+        if out is None:
+            out = np.empty((len(ids), *self.chunk_shape), self.dtype)
+        if len(ids) == 0:
+            return out
+        jobs = self._plan(ids, out)
+        n_parts = n_threads() if len(jobs.slots) * self.chunk_nbytes > _INLINE_NBYTES else 1
+        function = _decompressor() if self._compressed else None
+        parts = [(jobs, a, b, out, function) for a, b in cut(len(jobs.slots), n_parts)]
+        for failed in run("decode", self._decode, parts):
+            if failed is not None:
+                job, why = failed
+                raise self._broken(jobs.shard_of(job).path, ids[jobs.slots[job]], why)
         return out.astype(self.dtype.newbyteorder("="), copy=False)
 
-    def _plan(self, ids: Int64, out: npt.NDArray[Any]) -> Iterator[_Job]:
+    def _plan(self, ids: Int64, out: npt.NDArray[Any]) -> _Jobs:
         """Find where chunks lie; those that were never written are filled at once."""
         shard_ids, inner_ids = np.divmod(ids, self._per_shard)
         shard_of = np.ravel_multi_index(tuple(shard_ids.T), self._grid)
         inner = np.ravel_multi_index(tuple(inner_ids.T), self._per_shard)
         order = np.argsort(shard_of, kind="stable")
         numbers, first = np.unique(shard_of[order], return_index=True)
-        for number, slots in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
+        slots_of, addresses, lengths, shards = [], [], [], []
+        n_jobs = 0
+        for number, places in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
             shard = self._shard(number)
             if shard is None:
-                out[slots] = self.fill_value
+                out[places] = self.fill_value
                 continue
-            spans = shard.index[inner[slots]]
+            spans = shard.index[inner[places]]
             absent = (spans == _ABSENT).all(axis=1)
-            out[slots[absent]] = self.fill_value
-            limit = len(shard.data) - shard.index.nbytes - 4
-            for slot, span in zip(slots[~absent].tolist(), spans[~absent].tolist(), strict=True):
-                offset, length = span
-                if offset + length > limit:
-                    why = f"lies at bytes {offset}-{offset + length} of {limit}"
-                    raise self._broken(shard.path, ids[slot], why)
-                yield shard, slot, offset, length
+            out[places[absent]] = self.fill_value
+            slots, spans = places[~absent], spans[~absent]
+            self._check(shard, inner[slots], spans, ids[slots])
+            slots_of.append(slots)
+            addresses.append(spans[:, 0].astype(np.int64) + shard.data.ctypes.data)
+            lengths.append(spans[:, 1].astype(np.int64) - (4 if self._checked else 0))
+            shards.append((shard, n_jobs))
+            n_jobs += len(slots)
+        none = np.zeros(0, np.int64)
+        joined = (np.concatenate([none, *x]) for x in (slots_of, addresses, lengths))
+        return _Jobs(*joined, shards)
 
-    def _decode_jobs(self, jobs: Sequence[_Job], ids: Int64, out: npt.NDArray[Any]) -> None:
-        for shard, slot, offset, length in jobs:
-            encoded = shard.data[offset : offset + length]
+    def _check(
+        self, shard: _Shard, inner: Int64, spans: npt.NDArray[np.uint64], ids: Int64
+    ) -> None:
+        """Compare places with the size of the file, and bytes with checksums the first time."""
+        limit = np.uint64(len(shard.data) - shard.index.nbytes - 4)
+        offset, length = spans.T
+        for k in np.flatnonzero((offset > limit) | (length > limit - np.minimum(offset, limit))):
+            why = f"lies at bytes {offset[k]}-{int(offset[k]) + int(length[k])} of {limit}"
+            raise self._broken(shard.path, ids[k], why)
+        if not self._checked:
+            return
+        for k in np.flatnonzero(~shard.checked[inner]).tolist():
+            encoded = shard.data[int(offset[k]) : int(offset[k] + length[k])]
+            if google_crc32c.value(encoded.tobytes()) != _CRC_OF_CHECKED:
+                why = "its bytes do not match their crc32c checksum"
+                raise self._broken(shard.path, ids[k], why)
+            shard.checked[inner[k]] = True
+
+    def _decode(
+        self, jobs: _Jobs, first: int, last: int, out: npt.NDArray[Any], function: int | None
+    ) -> tuple[int, str] | None:
+        """Decode some chunks; return the first that fails, and why."""
+        size, slots = self.chunk_nbytes, jobs.slots[first:last]
+        if function is not None:
+            from xloader.kernels.decode import decode
+
+            targets = out.ctypes.data + slots * size
+            sources, lengths = jobs.addresses[first:last], jobs.lengths[first:last]
+            k = decode(function, sources, lengths, targets, size)
+            return None if k < 0 else (first + k, f"blosc cannot decode it to {size} bytes")
+        for k, slot in enumerate(slots.tolist(), first):
+            shard = jobs.shard_of(k)
+            offset = int(jobs.addresses[k]) - shard.data.ctypes.data
+            encoded = shard.data[offset : offset + int(jobs.lengths[k])]
             try:
-                _decode(encoded, out[slot], compressed=self._compressed, checked=self._checked)
+                _decode_one(encoded, out[slot], compressed=self._compressed)
             except (ValueError, RuntimeError) as e:
-                raise self._broken(shard.path, ids[slot], str(e)) from e
+                return k, str(e)
+        return None
 
     def _broken(self, shard: str, chunk: Int64, why: str) -> ReadError:
+        held = f" ({self.whose(chunk)})" if self.whose else ""
         return ReadError(
-            f"chunk {tuple(chunk.tolist())} of array {self.path!r}, in shard file {shard!r}, cannot "
-            f"be read: {why}; the file is damaged, convert the source again"
+            f"chunk {tuple(chunk.tolist())}{held} of array {self.path!r}, in shard file {shard!r}, "
+            f"cannot be read: {why}; the file is damaged, convert the source again"
         )
 
     def _shard(self, number: int) -> _Shard | None:
@@ -259,7 +296,7 @@ class ShardedArray:
         try:
             with Path(path).open("rb") as file:
                 empty = os.fstat(file.fileno()).st_size == 0  # which cannot be mapped
-                data = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                mapped = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             if self._runs is None:
                 return None
@@ -268,8 +305,9 @@ class ShardedArray:
         except OSError as e:
             msg = f"cannot read shard file {path!r} of array {self.path!r}: {e.strerror}"
             raise ReadError(msg) from e
+        data = np.frombuffer(mapped, np.uint8)
         n_chunks = math.prod(self._per_shard)
-        index = data[max(0, len(data) - 16 * n_chunks - 4) :]
+        index = data[max(0, len(data) - 16 * n_chunks - 4) :].tobytes()
         crc = int.from_bytes(index[-4:], "little")
         if len(index) != 16 * n_chunks + 4 or google_crc32c.value(index[:-4]) != crc:
             msg = (
@@ -278,24 +316,27 @@ class ShardedArray:
                 "source again"
             )
             raise ReadError(msg)
-        return _Shard(path, data, np.frombuffer(index[:-4], "<u8").reshape(-1, 2))
+        spans = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)
+        return _Shard(path, data, spans, np.zeros(n_chunks, bool))
 
 
-def _decode(encoded: bytes, out: npt.NDArray[Any], *, compressed: bool, checked: bool) -> None:
+def _decompressor() -> int | None:
+    from xloader.kernels.decode import decompressor  # numba is imported when bytes are first read
+
+    return decompressor()
+
+
+def _decode_one(encoded: npt.NDArray[np.uint8], out: npt.NDArray[Any], *, compressed: bool) -> None:
     """Decode one inner chunk into `out`, or say in a ValueError what is wrong with it."""
-    if checked and google_crc32c.value(encoded) != _CRC_OF_CHECKED:
-        msg = "its bytes do not match their crc32c checksum"
-        raise ValueError(msg)
-    payload = memoryview(encoded)[: -4 if checked else None]
     # a blosc header gives the decoded size in its bytes 4-7
-    size = int.from_bytes(payload[4:8], "little") if compressed else len(payload)
+    size = int.from_bytes(encoded[4:8], "little") if compressed else len(encoded)
     if size != out.nbytes:
         msg = f"it decodes to {size} bytes, not {out.nbytes}"
         raise ValueError(msg)
     if compressed:
-        blosc.decompress(payload, out)
+        blosc.decompress(encoded, out)
     else:
-        out[...] = np.frombuffer(payload, out.dtype).reshape(out.shape)
+        out[...] = encoded.view(out.dtype).reshape(out.shape)
 
 
 def _stamp(path: str) -> int:

@@ -21,14 +21,29 @@ from xloader.store.layout import (
 
 Int64 = npt.NDArray[np.int64]
 
-CODECS = ("fast", "small")
+_COMPRESSION = {
+    "fast": {
+        "counts": ("lz4hc", 5),
+        "deltas": ("lz4", 3),
+        "tiles": ("lz4", 5),
+        "dense": ("lz4", 3),
+    },
+    "small": {
+        "counts": ("zstd", 5),
+        "deltas": ("zstd", 2),
+        "tiles": ("zstd", 3),
+        "dense": ("zstd", 3),
+    },
+}
+
+CODECS = tuple(_COMPRESSION)
 """Names of the codecs: quick to decode (lz4), few bytes (zstd)."""
 
 _LABEL_CHUNK = 2**22
 
 
 def create_array(
-    path: Path, *, codec: str, tiles: bool = False, empty_chunks: bool = False, **kwargs: Any
+    path: Path, *, codec: str, kind: str, empty_chunks: bool = False, **kwargs: Any
 ) -> Any:
     """
     Make a zarr array, compressed and checked chunk by chunk.
@@ -39,8 +54,8 @@ def create_array(
         Its directory.
     codec : {"fast", "small"}
         How to compress.
-    tiles : bool, optional
-        Whether chunks are tiles of a contact map. Default: no.
+    kind : {"counts", "deltas", "tiles", "dense"}
+        What it holds.
     empty_chunks : bool, optional
         Whether chunks of zeros are written. Default: no.
     **kwargs
@@ -54,11 +69,12 @@ def create_array(
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
 
-    blosc = BloscCodec(
-        cname="zstd" if codec == "small" else "lz4",
-        clevel=5 if tiles and codec == "fast" else 3,
-        shuffle="bitshuffle" if tiles else "shuffle",
-    )
+    dtype = kwargs["dtype"] if isinstance(kwargs["dtype"], type) else np.dtype(kwargs["dtype"])
+    # lz4hc takes long for fractions and saves nothing
+    whole = kind != "counts" or dtype.kind in "iub"
+    cname, clevel = _COMPRESSION[codec][kind if whole else "dense"]
+    shuffle = "bitshuffle" if kind == "tiles" else "shuffle"
+    blosc = BloscCodec(cname=cname, clevel=clevel, shuffle=shuffle)
     return zarr.create_array(
         str(path),
         compressors=[blosc, Crc32cCodec()],
@@ -98,6 +114,7 @@ def write_label(group: Path, path: str, variable: xr.Variable, where: str) -> di
         array = create_array(
             group / path / name,
             codec="small",
+            kind="dense",
             empty_chunks=True,  # so that a missing file is always an error
             shape=values.shape,
             chunks=tuple(min(max(n, 1), _LABEL_CHUNK) for n in values.shape),

@@ -12,32 +12,64 @@ import xarray as xr
 from typing_extensions import override
 
 from xloader import trace
-from xloader.arrays import RowArray, TileArray
-from xloader.csr import CSRArray
-from xloader.errors import PlanError, ReadError
-from xloader.store.layout import BLOCK_ROWS, SHARD_SIDE, TILE, write_group
-from xloader.store.staging import read_dense, read_increasing
-from xloader.store.write import create_array, write_label
+from xloader.arrays import TileArray
+from xloader.errors import PlanError
+from xloader.store.layout import BLOCK_ROWS, SHARD_SIDE, TILE
+from xloader.store.staging import read_dense
+from xloader.store.write import create_array
 
 Int64 = npt.NDArray[np.int64]
 
-_SHARD_NBYTES = 64 * 2**20
-_SHARD_BLOCKS = 512
+SHARD_NBYTES = 64 * 2**20
+"""Decoded bytes that a shard of rows or of a dense array aims at."""
+
 _DENSE_CHUNK_NBYTES = 2**18
 _STRIPE = 4 * TILE
 
 
-def _ladder(dtype: np.dtype[Any], *, bits: Sequence[int], floats: bool) -> list[np.dtype[Any]]:
-    """Return the types that may hold the values exactly, narrowest first, their own one last."""
+def types_for(dtype: np.dtype[Any], *, bits: Sequence[int], floats: bool) -> list[np.dtype[Any]]:
+    """
+    Return the types that may hold some values exactly.
+
+    Parameters
+    ----------
+    dtype : dtype
+        Their own type.
+    bits : sequence of int
+        Widths of the unsigned integers to try.
+    floats : bool
+        Whether fractions may turn out to be integers.
+
+    Returns
+    -------
+    list of dtype
+        Narrowest first, their own one last.
+    """
     if dtype.kind == "c" or (dtype.kind == "f" and not floats):
         return [dtype]
     narrow = [np.dtype(f"u{b // 8}") for b in bits if b // 8 <= dtype.itemsize]
     return [*(d for d in narrow if d != dtype), dtype]
 
 
-def _rung(values: npt.NDArray[Any], ladder: Sequence[np.dtype[Any]], at_least: int) -> int:
-    """Return which type of a ladder holds some values exactly."""
-    last = len(ladder) - 1
+def rung_of(values: npt.NDArray[Any], types: Sequence[np.dtype[Any]], at_least: int) -> int:
+    """
+    Return which type holds some values exactly.
+
+    Parameters
+    ----------
+    values : ndarray
+        Any values.
+    types : sequence of dtype
+        What `types_for` returned.
+    at_least : int
+        Where to begin.
+
+    Returns
+    -------
+    int
+        Place among them.
+    """
+    last = len(types) - 1
     if at_least == last or values.size == 0:
         return at_least
     low, high = values.min(), values.max()
@@ -46,7 +78,7 @@ def _rung(values: npt.NDArray[Any], ladder: Sequence[np.dtype[Any]], at_least: i
         return last
     if values.dtype.kind == "f" and not np.array_equal(values, np.floor(values)):
         return last
-    fits = (k for k in range(at_least, last) if int(high) <= np.iinfo(ladder[k]).max)
+    fits = (k for k in range(at_least, last) if int(high) <= np.iinfo(types[k]).max)
     return next(fits, last)
 
 
@@ -120,145 +152,28 @@ class Writer(ABC):
         """
 
 
-def _too_large(path: Path, what: str, nbytes: int, budget: int) -> PlanError:
-    return PlanError(
-        f"writing `{path.name}` needs {nbytes / 1e6:.0f} MB at a time ({what}), and `memory_budget` "
-        f"allows {budget / 1e6:.0f} MB; choose a budget of at least {-(-nbytes // 10**6)} MB"
-    )
-
-
-class RowsWriter(Writer):
+def too_large(path: Path, what: str, nbytes: int, budget: int) -> PlanError:
     """
-    Writes sparse rows as padded blocks of values and of column differences.
+    Return the error for a task that does not fit the budget.
 
     Parameters
     ----------
     path : Path
-        Group to make.
-    source : RowArray
-        Where rows are read.
-    rows : ndarray of int64, shape (n_rows,)
-        Which of them, strictly increasing.
-    dims : tuple of str
-        Names of the dimensions.
-    codec : {"fast", "small"}
-        How to compress.
-    budget : int
-        Bytes that one task may take.
+        Where the variable goes.
+    what : str
+        What needs the memory.
+    nbytes, budget : int
+        Bytes that are needed and allowed.
 
-    Raises
-    ------
+    Returns
+    -------
     PlanError
-        If one block does not fit the budget.
+        With both numbers.
     """
-
-    def __init__(
-        self,
-        path: Path,
-        source: RowArray,
-        rows: Int64,
-        *,
-        dims: tuple[str, ...],
-        codec: str,
-        budget: int,
-    ) -> None:
-        super().__init__(path, _ladder(source.dtype, bits=(8, 16, 32), floats=True))
-        self.source, self.rows, self.dims, self.codec = source, rows, dims, codec
-        self.indptr = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(source.nnz_of(rows, rows + 1), out=self.indptr[1:])
-        edges = np.append(self.indptr[:-1:BLOCK_ROWS], self.indptr[-1])
-        self.n_blocks = len(edges) - 1
-        self.width = max(1, int(np.diff(edges).max()))
-        self.deltas = np.dtype(np.uint16 if source.shape[1] <= 2**16 else np.uint32)
-        self.shard = _SHARD_BLOCKS
-        slot = source.dtype.itemsize + self.deltas.itemsize
-        while self.shard > 1 and (
-            self.shard * self.width * slot > _SHARD_NBYTES or self._nbytes(self.shard) > budget
-        ):
-            self.shard //= 2
-        self.shard = min(self.shard, self.n_blocks)
-        self.task_nbytes = self._nbytes(self.shard)
-        if self.task_nbytes > budget:
-            raise _too_large(path, f"one block of {BLOCK_ROWS} rows", self.task_nbytes, budget)
-        self.n_tasks = -(-self.n_blocks // self.shard)
-
-    def _nbytes(self, shard: int) -> int:
-        # the padded arrays, their chunks and the file; and the rows read in, with copies
-        padded = shard * self.width * (self.source.dtype.itemsize + self.deltas.itemsize)
-        return 3 * padded + self._step(shard) * self.width * 4 * (self.source.dtype.itemsize + 8)
-
-    @staticmethod
-    def _step(shard: int) -> int:
-        return max(1, shard // 8)
-
-    @override
-    def create(self, rung: int) -> None:  # numpydoc ignore=GL08
-        write_group(self.path)
-        common: dict[str, Any] = {
-            "codec": self.codec,
-            "shape": (self.n_blocks, self.width),
-            "chunks": (1, self.width),
-            "shards": (self.shard, self.width),
-            "dimension_names": ("block", "place"),
-        }
-        self._values = create_array(self.path / "values", dtype=self.ladder[rung], **common)
-        self._deltas = create_array(self.path / "deltas", dtype=self.deltas, **common)
-
-    @override
-    def write(self, task: int, rung: int) -> int:  # numpydoc ignore=GL08
-        first = task * self.shard
-        last = min(first + self.shard, self.n_blocks)
-        values = np.zeros((last - first, self.width), self.ladder[rung])
-        deltas = np.zeros((last - first, self.width), self.deltas)
-        need = rung
-        for a in range(first, last, self._step(self.shard)):
-            b = min(a + self._step(self.shard), last)
-            csr = self._read(a * BLOCK_ROWS, min(b * BLOCK_ROWS, len(self.rows)))
-            need = _rung(csr.data, self.ladder, need)
-            if need == rung:
-                steps = self._steps_of(csr)
-                for k, (p, q) in enumerate(_block_bounds(csr.indptr)):
-                    values[a - first + k, : q - p] = csr.data[p:q]
-                    deltas[a - first + k, : q - p] = steps[p:q]
-        if need == rung:
-            self._values[first:last] = values
-            self._deltas[first:last] = deltas
-        return need
-
-    def _read(self, start: int, stop: int) -> CSRArray:
-        csr = read_increasing(self.source, self.rows[start:stop])
-        if not np.array_equal(np.diff(csr.indptr), np.diff(self.indptr[start : stop + 1])):
-            msg = (
-                f"rows {start}-{stop} of `{self.path.name}` hold other numbers of values than their "
-                "index says: the source changed while it was converted, or is damaged; check it"
-            )
-            raise ReadError(msg)
-        return csr
-
-    def _steps_of(self, csr: CSRArray) -> npt.NDArray[Any]:
-        """Return each column as the difference to the one before it in its row."""
-        steps = np.diff(csr.indices, prepend=0)
-        starts = csr.indptr[:-1][np.diff(csr.indptr) > 0]
-        steps[starts] = csr.indices[starts]
-        if steps.size and steps.min() < 0:
-            msg = f"columns of `{self.path.name}` are not in increasing order; sort its source"
-            raise ReadError(msg)
-        return steps
-
-    @override
-    def description(self) -> dict[str, Any]:  # numpydoc ignore=GL08
-        indptr = xr.Variable("row", self.indptr)
-        return {
-            "layout": "rows",
-            "dtype": self.source.dtype.str,
-            "shape": [len(self.rows), self.source.shape[1]],
-            "indptr": write_label(self.path, "indptr", indptr, "indptr"),
-        }
-
-
-def _block_bounds(indptr: Int64) -> Iterator[tuple[int, int]]:
-    edges = np.append(indptr[:-1:BLOCK_ROWS], indptr[-1]).tolist()
-    return itertools.pairwise(edges)
+    return PlanError(
+        f"writing `{path.name}` needs {nbytes / 1e6:.0f} MB at a time ({what}), and `memory_budget` "
+        f"allows {budget / 1e6:.0f} MB; choose a budget of at least {-(-nbytes // 10**6)} MB"
+    )
 
 
 class DenseWriter(Writer):
@@ -284,16 +199,16 @@ class DenseWriter(Writer):
 
     def __init__(self, path: Path, variable: xr.Variable, *, codec: str, budget: int) -> None:
         dtype = variable.dtype.newbyteorder("=")
-        super().__init__(path, _ladder(dtype, bits=(8, 16, 32), floats=True))
+        super().__init__(path, types_for(dtype, bits=(8, 16, 32), floats=True))
         self.variable, self.codec = variable, codec
         block = BLOCK_ROWS * int(np.prod(variable.shape[1:])) * dtype.itemsize
         self.chunk = BLOCK_ROWS * max(1, _DENSE_CHUNK_NBYTES // block)
         nbytes = block * self.chunk // BLOCK_ROWS
         n_chunks = -(-len(variable) // self.chunk)
-        self.shard = min(max(1, min(_SHARD_NBYTES, budget // 5) // nbytes), n_chunks)
+        self.shard = min(max(1, min(SHARD_NBYTES, budget // 5) // nbytes), n_chunks)
         self.task_nbytes = 5 * self.shard * nbytes
         if self.task_nbytes > budget:
-            raise _too_large(path, f"one chunk of {self.chunk} rows", self.task_nbytes, budget)
+            raise too_large(path, f"one chunk of {self.chunk} rows", self.task_nbytes, budget)
         self.n_tasks = -(-n_chunks // self.shard)
 
     @override
@@ -301,6 +216,7 @@ class DenseWriter(Writer):
         self._array = create_array(
             self.path,
             codec=self.codec,
+            kind="dense",
             shape=self.variable.shape,
             chunks=(self.chunk, *self.variable.shape[1:]),
             shards=(self.chunk * self.shard, *self.variable.shape[1:]),
@@ -312,7 +228,7 @@ class DenseWriter(Writer):
     def write(self, task: int, rung: int) -> int:  # numpydoc ignore=GL08
         part = slice(task * self.shard * self.chunk, (task + 1) * self.shard * self.chunk)
         values = read_dense(self.variable[part])
-        need = _rung(values, self.ladder, rung)
+        need = rung_of(values, self.ladder, rung)
         if need == rung:
             self._array[part] = values.astype(self.ladder[rung], copy=False)
         return need
@@ -415,14 +331,14 @@ class TilesWriter(Writer):
         codec: str,
         budget: int,
     ) -> None:
-        super().__init__(path, _ladder(source.dtype, bits=(16, 32), floats=False))
+        super().__init__(path, types_for(source.dtype, bits=(16, 32), floats=False))
         self.source, self.codec = source, codec
         self.n = source.variable.shape[0]
         self.side = min(SHARD_SIDE, -(-self.n // TILE) * TILE)
         self.near = near
         one = self._nbytes(1)
         if one > budget:
-            raise _too_large(path, f"one shard of {self.side} x {self.side} bins", one, budget)
+            raise too_large(path, f"one shard of {self.side} x {self.side} bins", one, budget)
         shards = -(-self.n // self.side)
         wide = next(k for k in range(shards, 0, -1) if self._nbytes(k) <= budget)
         self.task_nbytes = self._nbytes(wide)
@@ -444,7 +360,7 @@ class TilesWriter(Writer):
         self._array = create_array(
             self.path,
             codec=self.codec,
-            tiles=True,
+            kind="tiles",
             shape=(self.n, self.n),
             chunks=(TILE, TILE),
             shards=(self.side, self.side),
@@ -471,7 +387,7 @@ class TilesWriter(Writer):
             mask = wanted.repeat(TILE, axis=1)[:, left:right]
             for k, keep in enumerate(mask):
                 part[k * TILE : (k + 1) * TILE, ~keep] = 0
-            need = _rung(part, self.ladder, need)
+            need = rung_of(part, self.ladder, need)
             if need == rung:
                 shards[r - r0 : stop - r0, left - c0 : right - c0] = part
         if need == rung:

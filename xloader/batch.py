@@ -1,0 +1,167 @@
+"""Values of samples, with their labels: one Dataset per batch, at the cost of one slice per array."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+from xarray.core.indexing import PandasIndexingAdapter
+from xarray.indexes import PandasIndex
+
+from xloader.axes import Int64
+from xloader.packed import slice_rows
+from xloader.read import Values
+from xloader.source import Source
+
+_OWN = ("sample_id", "valid")
+
+
+class Labeller:
+    """
+    Makes labelled Datasets of the values of one source.
+
+    xarray's constructor aligns and checks what is the same for every batch of a source, and takes
+    longer than reading; so the first batch is made by it, and others like the first.
+
+    Parameters
+    ----------
+    source : Source
+        Where the values come from.
+    dim : str
+        Dimension of the samples.
+    """
+
+    def __init__(self, source: Source, dim: str) -> None:
+        self.source = source
+        self.dim = dim
+        self._alike: bool | None = None
+        self._fixed_indexes: dict[Any, Any] = {}
+        self._own_indexes: tuple[str, ...] = ()
+        self._sizes: dict[Any, int] = {}
+
+    def label(
+        self, values: Mapping[str, Values], ids: Int64, valid: npt.NDArray[np.bool_] | None
+    ) -> xr.Dataset:
+        """
+        Return a batch.
+
+        Parameters
+        ----------
+        values : mapping of str to array, samples first
+            One array per variable and coordinate that samples have.
+        ids : ndarray of int64, shape (n,)
+            Which samples they are.
+        valid : ndarray of bool, shape (n,), or None
+            False for samples that only pad.
+
+        Returns
+        -------
+        xarray.Dataset
+            Shares memory with the values.
+        """
+        variables = self._variables(values, ids, valid)
+        if self._alike:
+            return self._like_first(variables)
+        coords = {k: v for k, v in variables.items() if k in self.source.coords or k in _OWN}
+        data = {k: v for k, v in variables.items() if k not in coords}
+        batch = xr.Dataset(data, coords, self.source.attrs)
+        if self._alike is None:
+            self._learn(batch, variables)
+        return batch
+
+    def _variables(
+        self, values: Mapping[str, Values], ids: Int64, valid: npt.NDArray[np.bool_] | None
+    ) -> dict[str, xr.Variable]:
+        source, dim = self.source, self.dim
+        variables: dict[str, xr.Variable] = {}
+        for name, value in values.items():
+            dims = source.readers[name].dims
+            if dims[0] == dim:
+                rows = value
+            elif dim in dims:
+                # rows along a later dimension were cut as windows of length one
+                rows = np.squeeze(value, 1 + dims.index(dim))
+                dims = (dim, *(d for d in dims if d != dim))
+            else:
+                rows, dims = value, (dim, *dims)
+            variables[name] = xr.Variable(dims, rows, source.variable_attrs[name], fastpath=True)
+        variables.update(source.fixed)
+        variables["sample_id"] = xr.Variable((dim,), ids, fastpath=True)
+        if valid is not None:
+            variables["valid"] = xr.Variable((dim,), valid, fastpath=True)
+        return variables
+
+    def _learn(self, batch: xr.Dataset, variables: dict[str, xr.Variable]) -> None:
+        """Find out how to make other batches like the first, and whether that works."""
+        plain = all(type(index) is PandasIndex for index in batch.xindexes.values())
+        own = tuple(str(k) for k in batch.xindexes if self.dim in batch.variables[k].dims)
+        self._own_indexes = own
+        self._sizes = dict(batch.sizes)
+        self._fixed_indexes = {k: v for k, v in batch.xindexes.items() if k not in own}
+        for name in self.source.fixed:
+            variables[name] = self.source.fixed[name] = batch.variables[name]
+        self._alike = plain and _same(batch, self._like_first(variables))
+
+    def _like_first(self, variables: dict[str, xr.Variable]) -> xr.Dataset:
+        indexes = dict(self._fixed_indexes)
+        for name in self._own_indexes:
+            variable = variables[name]
+            values = np.asarray(variable.values)
+            given = {"dtype": object} if values.dtype.kind == "O" else {}
+            labels = pd.Index(values, copy=False, **given)
+            indexes[name] = PandasIndex(labels, self.dim, coord_dtype=values.dtype)
+            data = PandasIndexingAdapter(labels, dtype=values.dtype)
+            variables[name] = xr.IndexVariable((self.dim,), data, variable.attrs, fastpath=True)
+        names = {k for k in variables if k in self.source.coords or k in _OWN}
+        # no public way leaves out the checks; `_learn` compares its result with the public one's
+        return xr.Dataset._construct_direct(
+            variables,  # type: ignore[arg-type]
+            names,
+            dims={**self._sizes, self.dim: len(variables["sample_id"])},
+            attrs=dict(self.source.attrs),
+            indexes=indexes,
+        )
+
+
+def _same(a: xr.Dataset, b: xr.Dataset) -> bool:
+    """Compare everything but values, which are the same arrays."""
+    same_names = (
+        set(a.variables) == set(b.variables)
+        and set(a.coords) == set(b.coords)
+        and set(a.xindexes) == set(b.xindexes)
+    )
+    return (
+        same_names
+        and a.attrs == b.attrs
+        and a.sizes == b.sizes
+        and all(index.equals(b.xindexes[k]) for k, index in a.xindexes.items())
+        and all(_described(v) == _described(b.variables[k]) for k, v in a.variables.items())
+    )
+
+
+def _described(variable: xr.Variable) -> tuple[Any, ...]:
+    return type(variable), variable.dims, variable.dtype, variable.shape, list(variable.attrs)
+
+
+def split(values: Mapping[str, Values], start: int, stop: int) -> dict[str, Values]:
+    """
+    Return some successive samples.
+
+    Parameters
+    ----------
+    values : mapping of str to array, samples first
+        What they are part of.
+    start, stop : int
+        Half-open bounds.
+
+    Returns
+    -------
+    dict of str to array
+        Views.
+    """
+    return {
+        k: v[start:stop] if isinstance(v, np.ndarray) else slice_rows(v, start, stop)
+        for k, v in values.items()
+    }

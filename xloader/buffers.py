@@ -1,0 +1,80 @@
+"""Memory of batches and blocks, used again once nobody holds it: fresh pages cost more than decoding."""
+
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_SMALL = 2**16
+
+
+class Buffers:
+    """
+    Arrays whose memory is used again as soon as no array, view or tensor refers to it.
+
+    Examples
+    --------
+    >>> buffers = Buffers()
+    >>> a = buffers.empty((1024, 1024), np.float32)
+    >>> place = a.ctypes.data
+    >>> buffers.empty((1024, 1024), np.float32).ctypes.data == place
+    False
+    >>> del a
+    >>> buffers.empty((1024, 1024), np.int32).ctypes.data == place
+    True
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[npt.NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """
+        Return an array with arbitrary values.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Its shape.
+        dtype : dtype-like
+            Its type.
+
+        Returns
+        -------
+        ndarray
+            Nobody else's until it and all its views are gone.
+        """
+        dtype = np.dtype(dtype)
+        nbytes = int(np.prod(shape)) * dtype.itemsize
+        if nbytes < _SMALL:
+            return np.empty(shape, dtype)
+        with self._lock:
+            block = self._take(nbytes)
+            return block[:nbytes].view(dtype).reshape(shape)
+
+    def _take(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """Return a block that nobody holds and that wastes little, or a new one."""
+        blocks = self._blocks
+        for k in range(len(blocks)):
+            fits = nbytes <= blocks[k].nbytes <= 2 * nbytes
+            if fits and sys.getrefcount(blocks[k]) <= _FREE:
+                blocks.append(blocks.pop(k))  # those at the front were not wanted for longest
+                return blocks[-1]
+        # one that does not fit makes room, so that memory follows what is asked for
+        for k in range(len(blocks)):
+            if sys.getrefcount(blocks[k]) <= _FREE:
+                del blocks[k]
+                break
+        blocks.append(np.empty(nbytes + nbytes // 8, np.uint8))
+        return blocks[-1]
+
+
+def _references_of_free() -> int:
+    """Count the references to a block that only its list holds, as `_take` counts them."""
+    blocks = [np.empty(1, np.uint8)]
+    return sys.getrefcount(blocks[0])
+
+
+_FREE = _references_of_free()

@@ -1,0 +1,200 @@
+"""Sparse rows in memory as they were stored, gathered into batches by compiled loops."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xloader.buffers import Buffers
+from xloader.csr import CSRArray
+from xloader.errors import ReadError
+from xloader.threads import cut, n_threads, run
+
+Int64 = npt.NDArray[np.int64]
+
+_INLINE = 2**16
+"""Values below which threads cost more than they save."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Some columns in the order wanted."""
+
+    place: npt.NDArray[np.int32]
+    """New number of each stored column, -1 where it is not wanted."""
+    n: int
+    """How many are wanted."""
+    rising: bool
+    """Whether they keep the order of storage."""
+
+
+def panel(columns: Int64, n_stored: int) -> Panel | None:
+    """
+    Return which columns are wanted.
+
+    Parameters
+    ----------
+    columns : ndarray of int64, shape (n,)
+        Stored column of each column wanted, each at most once.
+    n_stored : int
+        How many columns are stored.
+
+    Returns
+    -------
+    Panel or None
+        None for all of them as they are.
+    """
+    if np.array_equal(columns, np.arange(n_stored)):
+        return None
+    place = np.full(n_stored, -1, np.int32)
+    place[columns] = np.arange(len(columns))
+    return Panel(place, len(columns), bool((np.diff(columns) > 0).all()))
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows that lie somewhere in two flat arrays."""
+
+    values: npt.NDArray[Any]
+    """Stored values, flat."""
+    columns: npt.NDArray[Any]
+    """Column of each value, or its difference to the one before it in its row."""
+    starts: Int64
+    """Where each row begins, shape (n_rows,)."""
+    lengths: Int64
+    """Stored values of each row, shape (n_rows,)."""
+    n_columns: int
+    """Number of columns."""
+    delta: bool
+    """Whether `columns` holds differences."""
+    name: str
+    """What the rows are, for messages."""
+
+    def take(
+        self, rows: Int64, dtype: np.dtype[Any], wanted: Panel | None, buffers: Buffers
+    ) -> CSRArray:
+        """
+        Return rows as a sparse array.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape (n,)
+            Numbers of rows, repeats allowed.
+        dtype : dtype
+            Type of the values.
+        wanted : Panel or None
+            Which columns; None for all.
+        buffers : Buffers
+            Where memory comes from.
+
+        Returns
+        -------
+        CSRArray, shape (n, n_columns)
+            Columns sorted within each row.
+        """
+        from xloader.kernels import rows as kernels
+
+        starts, lengths = self.starts[rows], self.lengths[rows]
+        counts = lengths
+        if wanted is not None:
+            counts = np.empty_like(lengths)
+            self._run(kernels.count, (self.columns, starts, lengths, wanted.place, counts), lengths)
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(counts, out=indptr[1:])
+        data = buffers.empty((int(indptr[-1]),), dtype)
+        indices = buffers.empty(data.shape, np.int32 if self.n_columns < 2**31 else np.int64)
+        if wanted is None:
+            everything = (self.values, self.columns, starts, indptr, data, indices)
+            self._run(kernels.copy, (*everything, self.n_columns), lengths)
+            return CSRArray(data, indices, indptr, (len(rows), self.n_columns))
+        chosen = (self.values, self.columns, starts, lengths, wanted.place, indptr, data, indices)
+        self._run(kernels.select, chosen, lengths)
+        out = CSRArray(data, indices, indptr, (len(rows), wanted.n))
+        return out if wanted.rising else out.sort_columns()
+
+    def take_dense(
+        self, rows: Int64, dtype: np.dtype[Any], wanted: Panel | None, buffers: Buffers
+    ) -> npt.NDArray[Any]:
+        """
+        Return rows as a dense array.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape (n,)
+            Numbers of rows, repeats allowed.
+        dtype : dtype
+            Type of the values.
+        wanted : Panel or None
+            Which columns; None for all.
+        buffers : Buffers
+            Where memory comes from.
+
+        Returns
+        -------
+        ndarray, shape (n, n_columns)
+            Zero where nothing is stored.
+        """
+        from xloader.kernels import rows as kernels
+
+        starts, lengths = self.starts[rows], self.lengths[rows]
+        out = buffers.empty((len(rows), self.n_columns if wanted is None else wanted.n), dtype)
+        place = np.zeros(0, np.int32) if wanted is None else wanted.place
+        args = (self.values, self.columns, starts, lengths, place, out)
+        self._run(kernels.scatter, args, np.full(len(rows), out.shape[1]))
+        return out
+
+    def _run(self, kernel: Callable[..., int], args: tuple[Any, ...], work: Int64) -> None:
+        """Call a kernel on runs of rows, on several threads where that pays."""
+        parts = n_threads() if int(work.sum()) > _INLINE else 1
+        calls = [(*args, self.delta, a, b) for a, b in cut(len(work), parts)]
+        for row in run("gather", kernel, calls):
+            if row >= 0:
+                msg = (
+                    f"{self.name} has a column beyond its {self.n_columns}; the file is damaged or was "
+                    "written wrongly: write it again"
+                )
+                raise ReadError(msg)
+
+
+def pack(csr: CSRArray, name: str) -> PackedRows:
+    """
+    Return sparse rows in the form that batches are gathered from.
+
+    Parameters
+    ----------
+    csr : CSRArray
+        Rows in memory.
+    name : str
+        What they are, for messages.
+
+    Returns
+    -------
+    PackedRows
+        Shares its memory.
+    """
+    starts = np.asarray(csr.indptr[:-1], np.int64)
+    lengths = np.diff(csr.indptr).astype(np.int64, copy=False)
+    return PackedRows(csr.data, csr.indices, starts, lengths, csr.shape[1], delta=False, name=name)
+
+
+def slice_rows(csr: CSRArray, start: int, stop: int) -> CSRArray:
+    """
+    Return successive rows without copying their values.
+
+    Parameters
+    ----------
+    csr : CSRArray
+        All rows.
+    start, stop : int
+        Half-open range of rows.
+
+    Returns
+    -------
+    CSRArray, shape (stop - start, n_columns)
+        Shares memory with `csr`.
+    """
+    low, high = int(csr.indptr[start]), int(csr.indptr[stop])
+    indptr = csr.indptr[start : stop + 1] - low
+    return CSRArray(csr.data[low:high], csr.indices[low:high], indptr, (stop - start, csr.shape[1]))
