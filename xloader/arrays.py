@@ -250,6 +250,24 @@ class TileArray(StoredArray):
             If the bytes cannot be read or decoded.
         """
 
+    def load_tiles(self, ij: Int64, buffers: Buffers) -> npt.NDArray[Any]:  # noqa: ARG002
+        """
+        Read tiles into memory that is used again.
+
+        Parameters
+        ----------
+        ij : ndarray of int64, shape (m, 2)
+            As for `read_tiles`.
+        buffers : Buffers
+            Where memory may come from.
+
+        Returns
+        -------
+        ndarray, shape (m, tile, tile)
+            Values, perhaps of a narrower type than `dtype`.
+        """
+        return self.read_tiles(ij)
+
     def stored(self, i: Int64, j: Int64) -> Int64:
         """
         Return the stored tiles that hold the given tiles.

@@ -113,11 +113,11 @@ class Labeller:
             labels = pd.Index(values, copy=False, **given)
             indexes[name] = PandasIndex(labels, self.dim, coord_dtype=values.dtype)
             data = PandasIndexingAdapter(labels, dtype=values.dtype)
-            variables[name] = xr.IndexVariable((self.dim,), data, variable.attrs, fastpath=True)
-        names = {k for k in variables if k in self.source.coords or k in _OWN}
+            variables[name] = xr.IndexVariable((self.dim,), data, variable.attrs)  # type: ignore[no-untyped-call]
+        names: set[Any] = {k for k in variables if k in self.source.coords or k in _OWN}
         # no public way leaves out the checks; `_learn` compares its result with the public one's
         return xr.Dataset._construct_direct(
-            variables,  # type: ignore[arg-type]
+            variables,
             names,
             dims={**self._sizes, self.dim: len(variables["sample_id"])},
             attrs=dict(self.source.attrs),

@@ -26,8 +26,6 @@ class Grid:
     """Bounds of the chunks along each dimension, from 0 to its length."""
     fetch: Callable[[Int64], Sequence[npt.NDArray[Any]]]
     """Reads the chunks with the given grid positions ``(m, ndim)``, each once."""
-    symmetric: bool = False
-    """Whether only chunks on and above the diagonal exist; others are their transposes."""
 
     @property
     def largest(self) -> tuple[int, ...]:
@@ -58,7 +56,7 @@ def tile_grid(array: TileArray) -> Grid:
     """
     n = -(-array.shape[0] // array.tile)
     edges = np.arange(n + 1) * array.tile
-    return Grid((edges, edges), lambda ids: list(array.read_tiles(ids)), symmetric=array.symmetric)
+    return Grid((edges, edges), lambda ids: list(array.read_tiles(ids)))
 
 
 def dask_grid(variable: xr.Variable) -> Grid:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,20 @@ from xloader.errors import TransformError
 
 Transform = Callable[..., xr.Dataset]
 """``f(batch)`` or ``f(batch, *, rng)``; sample by sample in meaning, vectorised in work."""
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What transforms do to contact counts that a reader may do while it cuts windows."""
+
+    variable: str
+    """Which counts."""
+    weight: str | None
+    """Balancing vector, or None."""
+    factors: Callable[[xr.Variable], npt.NDArray[Any]]
+    """Turns a balancing vector into factors."""
+    log: bool
+    """Whether ``log(1 + x)`` is taken after that."""
 
 
 _SAMPLE = 3  # first word of the seeds of samples; the plan uses others
@@ -101,6 +116,25 @@ def apply(transform: Transform, batch: xr.Dataset, *, rng: SampleRandom, dim: st
         msg = f"transform {name!r} dropped or reordered `sample_id`; keep it as it comes"
         raise TransformError(msg)
     return result
+
+
+def fusion_of(transform: Transform | None) -> tuple[Fusion | None, Transform | None]:
+    """
+    Return what a reader may do of a transform, and what is left.
+
+    Parameters
+    ----------
+    transform : callable or None
+        A transform; one of this package may have a method `fuse` that says.
+
+    Returns
+    -------
+    tuple of Fusion or None and callable or None
+        ``(None, transform)`` where nothing can be fused.
+    """
+    fuse = getattr(transform, "fuse", None)
+    fused: tuple[Fusion, Transform | None] | None = fuse() if callable(fuse) else None
+    return (None, transform) if fused is None else fused
 
 
 def takes_rng(transform: Transform) -> bool:

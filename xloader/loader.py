@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from xloader.axes import Int64, Windows
 from xloader.batch import Labeller, split
-from xloader.contract import SampleRandom, Transform, apply
+from xloader.contract import SampleRandom, Transform, apply, fusion_of
 from xloader.errors import PlanError
 from xloader.plan import Batch, Plan, Remainder
 from xloader.read import Values
@@ -162,7 +162,7 @@ class Loader:
         budget: int,
         ranks: tuple[int, int],
     ) -> Plan:
-        source = Source(self.ds, windows, variables=self.variables, layout=self.layout)
+        source = self._make_source(windows)
         self._source = source
         blocks = storage_blocks(source, windows, shuffle=shuffle)
         members = np.arange(len(windows)) if blocks.members is None else blocks.members
@@ -200,6 +200,14 @@ class Loader:
             rank=ranks[0],
             world_size=ranks[1],
         )
+
+    def _make_source(self, windows: Windows) -> Source:
+        fusion, rest = fusion_of(self.transform)
+        source = Source(
+            self.ds, windows, variables=self.variables, layout=self.layout, fusion=fusion
+        )
+        self._after_reading = rest if source.fused else self.transform
+        return source
 
     @property
     def sample_dim(self) -> str:
@@ -372,8 +380,10 @@ class Loader:
                 while waiting:
                     yield from self._serve(epoch, *waiting.popleft())
             finally:
-                for future in (*pools.values(), *(f for _, f in waiting)):
-                    future.cancel()
+                for pool in pools.values():
+                    pool.cancel()
+                for _, gathered in waiting:
+                    gathered.cancel()
 
     def _groups(self, epoch: int, steps: Iterable[int]) -> Iterator["_Group"]:
         """Yield runs of small batches, which are gathered at once."""
@@ -411,9 +421,7 @@ class Loader:
         if self._pid != os.getpid():
             self._reset()  # forked: locks and half-read blocks of the parent mean nothing here
         if self._source is None:
-            self._source = Source(
-                self.ds, self.plan.windows, variables=self.variables, layout=self.layout
-            )
+            self._source = self._make_source(self.plan.windows)
         if self._labeller is None:
             self._labeller = Labeller(self._source, self.sample_dim)
         return self._source
@@ -443,11 +451,11 @@ class Loader:
         assert self._labeller is not None  # made with the source
         valid = batch.valid if self.plan.has_valid else None
         labelled = self._labeller.label(values, batch.ids, valid)
-        if self.transform is None:
+        if self._after_reading is None:
             return labelled
         rng = SampleRandom(self.plan.seed, epoch=epoch, sample_id=batch.ids)
         try:
-            return apply(self.transform, labelled, rng=rng, dim=self.sample_dim)
+            return apply(self._after_reading, labelled, rng=rng, dim=self.sample_dim)
         except Exception as e:
             e.add_note(f"while transforming samples {batch.ids[:8].tolist()}... of epoch {epoch}")
             raise
@@ -456,7 +464,7 @@ class Loader:
     def __getstate__(self) -> dict[str, Any]:
         """Keep the recipe only; transforms of a notebook travel by value."""
         state = self.__dict__.copy()
-        for name in ("_source", "_labeller", "_pools", "_lock", "_pid"):
+        for name in ("_source", "_after_reading", "_labeller", "_pools", "_lock", "_pid"):
             del state[name]
         state["transform"] = cloudpickle.dumps(self.transform)
         return state

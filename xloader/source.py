@@ -7,8 +7,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from xloader.axes import Int64, Windows
+from xloader.contract import Fusion
 from xloader.errors import PlanError, SchemaError
-from xloader.read import Gather, Reader, RowReader, Values, make_reader
+from xloader.read import Gather, Reader, RowReader, TileReader, Values, make_reader
 
 
 def _refuse_taken_names(ds: xr.Dataset, names: Sequence[Hashable], windows: Windows) -> None:
@@ -47,10 +48,23 @@ class Source:
         Data variables to deliver.
     layout : {None, "csr", "dense"}
         Form of sparse rows in batches.
+    fusion : Fusion, optional
+        What transforms do to a variable, and its reader may do.
+
+    Attributes
+    ----------
+    fused : bool
+        Whether a reader does `fusion`.
     """
 
     def __init__(
-        self, ds: xr.Dataset, windows: Windows, *, variables: Sequence[str], layout: str | None
+        self,
+        ds: xr.Dataset,
+        windows: Windows,
+        *,
+        variables: Sequence[str],
+        layout: str | None,
+        fusion: Fusion | None = None,
     ) -> None:
         self.windows = windows
         self.attrs = dict(ds.attrs)
@@ -63,9 +77,12 @@ class Source:
         for key in names:
             name, variable = str(key), ds.variables[key]
             if set(variable.dims) & set(windows.dims):
-                self.readers[name] = make_reader(variable, windows, layout=layout, name=name)
+                self.readers[name] = make_reader(ds, name, windows, layout=layout, fusion=fusion)
             else:
                 self.fixed[name] = _frozen(variable.compute())
+        self.fused = any(
+            isinstance(r, TileReader) and r.finish is not None for r in self.readers.values()
+        )
         sparse = [r for r in self.readers.values() if isinstance(r, RowReader)]
         if layout == "csr" and not sparse:
             msg = (

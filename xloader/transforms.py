@@ -1,5 +1,6 @@
 """Functions from labelled batch to labelled batch; a user's own function is equal to them."""
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xloader.contract import SampleRandom, Transform, takes_rng
+from xloader.contract import Fusion, SampleRandom, Transform, fusion_of, takes_rng
 from xloader.errors import SchemaError
 from xloader.schema import require
 
@@ -49,6 +50,18 @@ class _Composed:
             batch = transform(batch, rng=rng) if takes_rng(transform) else transform(batch)
         return batch
 
+    def fuse(self) -> tuple[Fusion, Transform | None] | None:
+        """Return what the first transforms do to one variable, if readers can do it too."""
+        done, rest = fusion_of(self.transforms[0]) if self.transforms else (None, None)
+        if done is None or rest is not None:
+            return None
+        left = list(self.transforms[1:])
+        then, rest = fusion_of(left[0]) if left else (None, None)
+        if then and then.weight is None and then.variable == done.variable and not done.log:
+            done = dataclasses.replace(done, log=True)
+            left[:1] = []
+        return done, _Composed(left) if left else None
+
 
 class _Elementwise:
     """
@@ -72,6 +85,13 @@ class _Elementwise:
         self.function = function
         self.variables = variables
         self.options = options
+
+    def fuse(self) -> tuple[Fusion, None] | None:
+        """Return what readers of contact windows can do while they cut them."""
+        if len(self.variables) != 1 or self.function not in (_balance, _log1p):
+            return None
+        weight = self.options.get("name")
+        return Fusion(self.variables[0], weight, _factors, log=weight is None), None
 
     def __call__(self, batch: xr.Dataset) -> xr.Dataset:
         require(batch, self.variables, f"transform {self.__name__!r}")
@@ -218,15 +238,17 @@ def _balance(x: xr.Variable, batch: xr.Dataset, *, name: str) -> xr.Variable:
             "them, or balance the file first"
         )
         raise SchemaError(msg)
-    first, second = (batch.variables[s] for s in sides)
-    if first.attrs.get("divisive", False):
-        first, second = (w.copy(data=_inverse(w.values)) for w in (first, second))
+    first, second = (w.copy(data=_factors(w)) for w in (batch.variables[s] for s in sides))
     dtype = np.float64 if x.dtype == np.float64 else np.float32
-    product = x.astype(np.float64) * first.astype(np.float64) * second.astype(np.float64)
+    product = x.astype(np.float64) * first * second
     return product.astype(dtype).transpose(*x.dims)
 
 
-def _inverse(divisor: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _factors(vector: xr.Variable) -> npt.NDArray[Any]:
+    """Return what counts are multiplied by."""
+    divisor = vector.values.astype(np.float64, copy=False)
+    if not vector.attrs.get("divisive", False):
+        return divisor
     usable = (divisor != 0) & np.isfinite(divisor)
     return np.where(usable, 1 / np.where(usable, divisor, 1), np.nan)
 

@@ -96,13 +96,14 @@ class StoreRows(RowArray):
         blocks, of = np.unique(rows // BLOCK_ROWS, return_inverse=True)
         chunks, first = self.blocks.chunks_of(blocks)
         places = np.stack([chunks, np.zeros_like(chunks)], axis=1)
-        flat = [
+        values, columns = (
             a.read_chunks(places, buffers.empty((len(chunks), *a.chunk_shape), a.dtype)).reshape(-1)
             for a in (self.values, self.deltas)
-        ]
+        )
         begins = self.indptr[rows]
         return PackedRows(
-            *flat,
+            values,
+            columns,
             starts=(first - self.indptr[blocks * BLOCK_ROWS])[of] + begins,
             lengths=self.indptr[rows + 1] - begins,
             n_columns=self.shape[1],
@@ -138,10 +139,21 @@ class StoreTiles(TileArray):
     def __init__(self, array: ShardedArray, dtype: npt.DTypeLike, *, symmetric: bool) -> None:
         super().__init__(array.shape[0], dtype, TILE, symmetric=symmetric)
         self.array = array
+        array.whose = _bins_of
 
     @override
     def read_tiles(self, ij: Int64) -> npt.NDArray[Any]:  # numpydoc ignore=GL08
         return self.array.read_chunks(ij).astype(self.dtype, copy=False)
+
+    @override
+    def load_tiles(self, ij: Int64, buffers: Buffers) -> npt.NDArray[Any]:  # numpydoc ignore=GL08
+        out = buffers.empty((len(ij), *self.array.chunk_shape), self.array.dtype)
+        return self.array.read_chunks(ij, out)
+
+
+def _bins_of(tile: Int64) -> str:
+    (a, b), (c, d) = ((int(k) * TILE, (int(k) + 1) * TILE) for k in tile)
+    return f"bins {a}-{b} x {c}-{d}"
 
 
 class StoreDense(StoredArray):
@@ -159,6 +171,11 @@ class StoreDense(StoredArray):
     def __init__(self, array: ShardedArray, dtype: npt.DTypeLike) -> None:
         super().__init__(array.shape, dtype)
         self.array = array
+        array.whose = self._rows_of
+
+    def _rows_of(self, chunk: Int64) -> str:
+        first = int(chunk[0]) * self.array.chunk_shape[0]
+        return f"rows {first}-{min(first + self.array.chunk_shape[0], self.shape[0])}"
 
     @property
     @override

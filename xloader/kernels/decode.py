@@ -41,7 +41,7 @@ def _pointer(typing: Any, address: Any) -> Any:  # noqa: ARG001
     return types.CPointer(types.uint8)(types.int64), generate
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True)
 def decode(
     function: int,
     sources: npt.NDArray[np.int64],

@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def copy(
     values: Array,
     columns: Array,
@@ -50,7 +50,7 @@ def copy(
     return -1
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def count(
     columns: Array,
     starts: Array,
@@ -74,7 +74,7 @@ def count(
     return -1
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def select(
     values: Array,
     columns: Array,
@@ -103,7 +103,7 @@ def select(
     return -1
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def scatter(
     values: Array,
     columns: Array,

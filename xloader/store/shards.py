@@ -217,8 +217,8 @@ class ShardedArray:
             shards.append((shard, n_jobs))
             n_jobs += len(slots)
         none = np.zeros(0, np.int64)
-        joined = (np.concatenate([none, *x]) for x in (slots_of, addresses, lengths))
-        return _Jobs(*joined, shards)
+        slots_, begins, sizes = (np.concatenate([none, *x]) for x in (slots_of, addresses, lengths))
+        return _Jobs(slots_, begins, sizes, shards)
 
     def _check(
         self, shard: _Shard, inner: Int64, spans: npt.NDArray[np.uint64], ids: Int64
@@ -226,7 +226,8 @@ class ShardedArray:
         """Compare places with the size of the file, and bytes with checksums the first time."""
         limit = np.uint64(len(shard.data) - shard.index.nbytes - 4)
         offset, length = spans.T
-        for k in np.flatnonzero((offset > limit) | (length > limit - np.minimum(offset, limit))):
+        outside = (offset > limit) | (length > limit - np.minimum(offset, limit))
+        for k in np.flatnonzero(outside).tolist():
             why = f"lies at bytes {offset[k]}-{int(offset[k]) + int(length[k])} of {limit}"
             raise self._broken(shard.path, ids[k], why)
         if not self._checked:
@@ -248,8 +249,10 @@ class ShardedArray:
 
             targets = out.ctypes.data + slots * size
             sources, lengths = jobs.addresses[first:last], jobs.lengths[first:last]
-            k = decode(function, sources, lengths, targets, size)
-            return None if k < 0 else (first + k, f"blosc cannot decode it to {size} bytes")
+            failed = decode(function, sources, lengths, targets, size)
+            return (
+                None if failed < 0 else (first + failed, f"blosc cannot decode it to {size} bytes")
+            )
         for k, slot in enumerate(slots.tolist(), first):
             shard = jobs.shard_of(k)
             offset = int(jobs.addresses[k]) - shard.data.ctypes.data

@@ -21,7 +21,7 @@ from xloader.store.layout import (
 
 Int64 = npt.NDArray[np.int64]
 
-_COMPRESSION = {
+_COMPRESSION: dict[str, dict[str, tuple[Any, int]]] = {
     "fast": {
         "counts": ("lz4hc", 5),
         "deltas": ("lz4", 3),
@@ -69,11 +69,10 @@ def create_array(
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
 
-    dtype = kwargs["dtype"] if isinstance(kwargs["dtype"], type) else np.dtype(kwargs["dtype"])
     # lz4hc takes long for fractions and saves nothing
-    whole = kind != "counts" or dtype.kind in "iub"
-    cname, clevel = _COMPRESSION[codec][kind if whole else "dense"]
-    shuffle = "bitshuffle" if kind == "tiles" else "shuffle"
+    fractions = kind == "counts" and np.dtype(kwargs["dtype"]).kind not in "iub"
+    cname, clevel = _COMPRESSION[codec]["dense" if fractions else kind]
+    shuffle: Any = "bitshuffle" if kind == "tiles" else "shuffle"
     blosc = BloscCodec(cname=cname, clevel=clevel, shuffle=shuffle)
     return zarr.create_array(
         str(path),

@@ -1,0 +1,180 @@
+"""Windows of any array: from memory, or from rectangular chunks that are decoded once."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import dask.threaded
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from typing_extensions import override
+
+from xloader.axes import Int64, Windows
+from xloader.chunks import Grid
+from xloader.read.base import Gather, Reader, Values
+
+BLOCK_WINDOWS = 8
+"""Windows that a block is long, so that what overlaps is decoded once."""
+
+
+def _forget_threads() -> None:
+    dask.threaded.default_pool = None
+    dask.threaded.pools.clear()
+
+
+# threads do not survive a fork, but dask would go on handing work to them, and wait for ever
+os.register_at_fork(after_in_child=_forget_threads)
+
+
+class MemoryReader(Reader):
+    """
+    Cuts windows out of an array in memory.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        A variable in memory.
+    windows : Windows
+        Any windows.
+    """
+
+    def __init__(self, variable: xr.Variable, windows: Windows) -> None:
+        super().__init__(variable, windows)
+        self.values = np.asarray(variable.values)
+
+    @override
+    def keys(self, starts: Int64) -> None:  # numpydoc ignore=GL08
+        return None
+
+    @override
+    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
+        return np.zeros(len(ptr) - 1, np.int64)
+
+    @override
+    def load(self, starts: Int64) -> Gather:  # numpydoc ignore=GL08
+        if self.by_row and self.axes[0] == 0:
+            return lambda starts: self.values[starts[:, 0]]
+        view = np.lib.stride_tricks.sliding_window_view
+        if self.values.dtype.kind != "T":
+            windows = view(self.values, self.size)
+            return lambda starts: windows[tuple(self.full_starts(starts).T)]
+        # strides cannot describe numpy's strings of variable length, but where they are
+        places = view(np.arange(self.n_elements).reshape(self.shape), self.size)
+        return lambda starts: self.values.ravel()[places[tuple(self.full_starts(starts).T)]]
+
+
+class ChunkReader(Reader):
+    """
+    Cuts windows out of rectangular chunks.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        Any variable with a windowed dimension.
+    windows : Windows
+        Any windows.
+    grid : Grid
+        Chunks of the array that windows are cut from.
+    index : tuple of ndarray, optional
+        Position in that array of each position of the variable; consecutive within every window.
+    """
+
+    def __init__(
+        self,
+        variable: xr.Variable,
+        windows: Windows,
+        grid: Grid,
+        index: tuple[Int64, ...] | None = None,
+    ) -> None:
+        super().__init__(variable, windows)
+        self.grid = grid
+        self.index = index
+
+    def _places(self, starts: Int64) -> Int64:
+        """Return where windows start in the array of chunks, shape (m, ndim)."""
+        full = self.full_starts(starts)
+        if self.index is None:
+            return full
+        return np.stack([i[s] for i, s in zip(self.index, full.T, strict=True)], axis=1)
+
+    def _chunk_of(self, places: Int64) -> Int64:
+        pairs = zip(self.grid.edges, places.T, strict=True)
+        return np.stack([np.searchsorted(e, p, side="right") - 1 for e, p in pairs], axis=1)
+
+    @override
+    def keys(self, starts: Int64) -> Int64:  # numpydoc ignore=GL08
+        chunks = self._chunk_of(self._places(starts))
+        key = np.zeros(len(starts), np.int64)
+        for axis, edges in enumerate(self.grid.edges):
+            if self.axes[axis] is not None:
+                span = self._span(axis)
+                key = key * (len(edges) // span + 1) + chunks[:, axis] // span
+        return key
+
+    def _span(self, axis: int) -> int:
+        """Return the chunks of a block: some windows, so that what overlaps is decoded once."""
+        size, chunk = self.size[axis], self.grid.largest[axis]
+        return 1 if size == 1 else -(-BLOCK_WINDOWS * size // chunk)
+
+    @override
+    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
+        places = self._places(starts)
+        first = np.minimum.reduceat(self._chunk_of(places), ptr[:-1])
+        last = np.maximum.reduceat(self._chunk_of(places + np.array(self.size) - 1), ptr[:-1])
+        hull = np.prod(last - first + 1, axis=1)
+        largest = self.grid.largest
+        touched = [-(-(s - 1) // c) + 1 for s, c in zip(self.size, largest, strict=True)]
+        chunk_nbytes = int(np.prod(largest)) * self.dtype.itemsize
+        return np.asarray(np.minimum(hull, np.diff(ptr) * int(np.prod(touched))) * chunk_nbytes)
+
+    @override
+    def load(self, starts: Int64) -> Gather:  # numpydoc ignore=GL08
+        ids = self._touched(self._places(starts))
+        chunks = self.grid.fetch(ids)
+        table = {tuple(i): c for i, c in zip(ids.tolist(), chunks, strict=True)}
+        cut = self._rows if self.by_row and self.axes[0] == 0 else self._boxes
+        return lambda starts: cut(table, self._places(starts))
+
+    def _touched(self, places: Int64) -> Int64:
+        """Return the chunks that windows touch, each once, sorted, shape (m, ndim)."""
+        first, last = self._chunk_of(places), self._chunk_of(places + np.array(self.size) - 1)
+        spans = (last - first).max(axis=0) + 1
+        ids = (first[:, None, :] + np.indices(tuple(spans)).reshape(len(spans), -1).T).reshape(
+            -1, len(spans)
+        )
+        ids = ids[(ids <= np.repeat(last, int(np.prod(spans)), axis=0)).all(axis=1)]
+        return np.unique(ids, axis=0)
+
+    def _rows(self, table: Mapping[tuple[int, ...], npt.NDArray[Any]], places: Int64) -> Values:
+        """Cut single rows, chunk by chunk."""
+        out = np.empty((len(places), *self.shape[1:]), self.dtype)
+        chunk_rows = self._chunk_of(places)[:, 0]
+        for row in np.unique(chunk_rows).tolist():
+            here = np.flatnonzero(chunk_rows == row)
+            inside = places[here, 0] - self.grid.edges[0][row]
+            for at in np.ndindex(*(len(e) - 1 for e in self.grid.edges[1:])):
+                target = tuple(
+                    slice(e[k], e[k + 1]) for e, k in zip(self.grid.edges[1:], at, strict=True)
+                )
+                box: Any = (here, *target)
+                out[box] = table[(row, *at)][inside]
+        return out
+
+    def _boxes(self, table: Mapping[tuple[int, ...], npt.NDArray[Any]], places: Int64) -> Values:
+        """Cut windows one by one, each from the chunks it touches."""
+        out = np.empty((len(places), *self.size), self.dtype)
+        first = self._chunk_of(places).tolist()
+        last = self._chunk_of(places + np.array(self.size) - 1).tolist()
+        edges = [e.tolist() for e in self.grid.edges]
+        for window, start, a, b in zip(out, places.tolist(), first, last, strict=True):
+            for at in np.ndindex(*(y - x + 1 for x, y in zip(a, b, strict=True))):
+                chunk = tuple(int(x) + k for x, k in zip(a, at, strict=True))
+                values = table[chunk]
+                source, target = [], []
+                for e, k, s, size in zip(edges, chunk, start, self.size, strict=True):
+                    low, high = max(s, e[k]), min(s + size, e[k + 1])
+                    source.append(slice(low - e[k], high - e[k]))
+                    target.append(slice(low - s, high - s))
+                window[tuple(target)] = values[tuple(source)]
+        return out

@@ -1,0 +1,94 @@
+"""Sparse rows, one by one, straight from storage."""
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from typing_extensions import override
+
+from xloader.arrays import RowArray
+from xloader.axes import Int64, Windows
+from xloader.errors import PerformanceWarning, warn
+from xloader.packed import panel
+from xloader.read.base import Gather, Reader, Values
+
+
+class RowReader(Reader):
+    """
+    Reads sparse rows one by one.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        A two-dimensional variable whose first dimension is windowed.
+    windows : Windows
+        One window per row.
+    array : RowArray
+        Where the rows are stored.
+    index : tuple of ndarray
+        Stored row of each row, stored column of each column.
+    dense : bool
+        Whether batches are dense arrays.
+    """
+
+    def __init__(
+        self,
+        variable: xr.Variable,
+        windows: Windows,
+        array: RowArray,
+        index: tuple[Int64, ...],
+        *,
+        dense: bool,
+    ) -> None:
+        super().__init__(variable, windows)
+        self.array = array
+        self.rows = index[0]
+        self.panel = panel(index[1], array.shape[1])
+        self.dense = dense
+        if getattr(array, "by_column", False):
+            warn(
+                "this matrix is stored by column (CSC): every read of some cells scans all of it; "
+                "xl.convert writes a store by row",
+                PerformanceWarning,
+            )
+
+    @property
+    @override
+    def sample_nbytes(self) -> int:  # numpydoc ignore=GL08
+        if self.dense:
+            return super().sample_nbytes
+        n = max(1, self.array.shape[0])
+        nnz = int(self.array.nnz_of(np.zeros(1, np.int64), np.array([n]))[0])
+        return int(nnz // n * (self.dtype.itemsize + 4))
+
+    @override
+    def keys(self, starts: Int64) -> npt.NDArray[np.int64]:  # numpydoc ignore=GL08
+        return np.asarray(self.rows[starts[:, 0]] // self.array.block_rows)
+
+    @override
+    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
+        unit, n_rows = self.array.block_rows, self.array.shape[0]
+        n_stored = n_rows // unit + 1
+        block = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
+        block, stored = np.divmod(np.unique(block * n_stored + self.keys(starts)), n_stored)
+        each = self.array.nbytes_of(stored * unit, np.minimum((stored + 1) * unit, n_rows))
+        return np.bincount(block, each, len(ptr) - 1).astype(np.int64)
+
+    @override
+    def load(self, starts: Int64) -> Gather:  # numpydoc ignore=GL08
+        unit = self.array.block_rows
+        blocks = np.unique(self.rows[starts[:, 0]] // unit)
+        cuts = np.flatnonzero(np.diff(blocks) != 1) + 1
+        first = blocks[np.append(0, cuts)]
+        last = blocks[np.append(cuts, len(blocks)) - 1]
+        low, high = first * unit, np.minimum((last + 1) * unit, self.array.shape[0])
+        packed = self.array.read_packed(low, high, self.buffers)
+        # storage row -> row of the block, by the range that holds it
+        shift = np.append(0, np.cumsum(high - low)[:-1]) - low
+        take = packed.take_dense if self.dense else packed.take
+
+        def gather(starts: Int64) -> Values:  # numpydoc ignore=GL08
+            rows = self.rows[starts[:, 0]]
+            places = rows + shift[np.searchsorted(low, rows, side="right") - 1]
+            return take(places, self.dtype, self.panel, self.buffers)
+
+        return gather
