@@ -1,12 +1,14 @@
-"""Labelled, fast and reproducible loading of contact matrices and single-cell arrays."""
+"""Labelled, fast and reproducible loading of contact matrices and single-cell arrays into torch."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xloader import errors, simulate, transforms, windows
-from xloader.convert import convert
-from xloader.loader import Loader
-from xloader.open import open_cells, open_contacts, resolutions
+if TYPE_CHECKING:
+    from xloader import errors, simulate, transforms, windows
+    from xloader import torch as torch
+    from xloader.convert import convert
+    from xloader.loader import Loader
+    from xloader.open import open_cells, open_contacts, resolutions
 
 __version__ = "0.1.0"
 
@@ -22,16 +24,32 @@ __all__ = [
     "windows",
 ]
 
+_FROM = {
+    "Loader": "loader",
+    "convert": "convert",
+    "open_cells": "open",
+    "open_contacts": "open",
+    "resolutions": "open",
+}
+"""Modules of the names that are not modules themselves."""
+
 
 def __getattr__(name: str) -> Any:
-    """Import `xloader.torch` when it is first used, so that importing xloader stays quick."""
-    if name != "torch":
+    """Import what is used when it is first used: dask, numba and torch take longer than the rest."""
+    if name not in (*__all__, "torch"):
         msg = f"module 'xloader' has no attribute {name!r}; it has {__all__} and 'torch'"
         raise AttributeError(msg)
     try:
-        return importlib.import_module("xloader.torch")
+        module = importlib.import_module(f"xloader.{_FROM.get(name, name)}")
     except ModuleNotFoundError as e:
-        if e.name != "torch":
+        if name != "torch" or e.name != "torch":
             raise
         msg = "xloader.torch needs torch: pip install 'xloader[torch]' or conda install pytorch"
         raise ImportError(msg) from e
+    value = getattr(module, name) if name in _FROM else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "torch", "__version__"]
