@@ -1,10 +1,12 @@
 """Torch sees exactly what the Loader serves: any sampler, layout, worker or rank."""
 
 import itertools
+import time
 
 import numpy as np
 import numpy.testing as npt
 import pytest
+import scipy.sparse
 import torch
 import xarray as xr
 from torch.utils.data import (
@@ -18,10 +20,12 @@ from torch.utils.data import (
     random_split,
 )
 from torch.utils.data.distributed import DistributedSampler
+from typing_extensions import override
 
 import xloader as xl
 from tests.doubles import Rows, cells, cells_in, contact_map, contacts, counts
 from xloader import torch as xt
+from xloader.csr import CSRArray
 from xloader.errors import PlanError, SchemaError, TransformError
 
 pytestmark = [
@@ -460,3 +464,41 @@ def test_make_loader__refuses_an_unknown_layout_at_once():
     for make in (xt.make_loader, xt.MapDataset, xt.IterableDataset):
         with pytest.raises(PlanError, match="layout='ragged' is unknown"):
             make(cell_loader(), layout="ragged")
+
+
+class Told(xt.IterableDataset):
+    """Says, inside the worker, which tensors other processes can see without a copy."""
+
+    @override
+    def __iter__(self):
+        for tensors in super().__iter__():
+            x = tensors["X"]
+            parts = [x.values(), x.col_indices()] if x.layout == torch.sparse_csr else [x]
+            yield {"shared": torch.tensor([p.is_shared() for p in parts]), **tensors}
+
+
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+def test_workers__batches_lie_in_shared_memory_from_the_start(layout):
+    x = scipy.sparse.random(600, 500, 0.3, "csr", np.float32, np.random.default_rng(0))
+    array = CSRArray(x.data, x.indices, x.indptr.astype(np.int64), x.shape)
+    ds = xr.Dataset({"X": (("cell", "gene"), array)})
+    loader = xl.Loader(ds, batch_size=200, shuffle=True, layout=layout)
+    served = torch.utils.data.DataLoader(Told(loader), batch_size=None, num_workers=1)
+    for tensors in served:
+        assert tensors["shared"].all()
+        expected = x[tensors["sample_id"].numpy()].toarray()
+        np.testing.assert_array_equal(tensors["X"].to_dense().numpy(), expected)
+    here = next(iter(xl.Loader(ds, batch_size=200))).X.data
+    assert not torch.from_numpy(here.data).is_shared()
+
+
+def test_make_loader__takes_workers_only_for_slow_transforms(monkeypatch):
+    def slow(batch):
+        time.sleep(0.02)
+        return batch
+
+    monkeypatch.setattr(xt, "n_cpus", lambda: 4)
+    assert xt.make_loader(cell_loader()).num_workers == 0
+    assert xt.make_loader(cell_loader(transform=lambda b: b)).num_workers == 0
+    assert xt.make_loader(cell_loader(transform=slow)).num_workers == 3
+    assert xt.make_loader(cell_loader(transform=slow), num_workers=0).num_workers == 0

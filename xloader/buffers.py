@@ -2,17 +2,25 @@
 
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 _SMALL = 2**16
+Allocate = Callable[[int], npt.NDArray[np.uint8]]
 
 
 class Buffers:
     """
     Arrays whose memory is used again as soon as no array, view or tensor refers to it.
+
+    Parameters
+    ----------
+    allocate : callable, optional
+        Takes bytes and returns an array of uint8 that is never used again, such as memory that
+        other processes see. Default: memory of this process.
 
     Examples
     --------
@@ -26,7 +34,8 @@ class Buffers:
     True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, allocate: Allocate | None = None) -> None:
+        self._allocate = allocate
         self._blocks: list[npt.NDArray[np.uint8]] = []
         self._lock = threading.Lock()
 
@@ -50,6 +59,8 @@ class Buffers:
         nbytes = int(np.prod(shape)) * dtype.itemsize
         if nbytes < _SMALL:
             return np.empty(shape, dtype)
+        if self._allocate is not None:
+            return self._allocate(nbytes)[:nbytes].view(dtype).reshape(shape)
         with self._lock:
             block = self._take(nbytes)
             return block[:nbytes].view(dtype).reshape(shape)

@@ -1,12 +1,10 @@
 """The Loader: batches of a labelled Dataset, each a pure function of (seed, epoch, step)."""
 
-import itertools
 import os
 import threading
-from collections import OrderedDict, deque
+import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
@@ -16,10 +14,12 @@ import xarray as xr
 from dask.utils import format_bytes, parse_bytes
 from typing_extensions import override
 
-from xloader.axes import Int64, Windows
-from xloader.batch import Labeller, split
+from xloader.axes import Windows
+from xloader.batch import Labeller
+from xloader.buffers import Allocate
 from xloader.contract import SampleRandom, Transform, apply, fusion_of
 from xloader.errors import PlanError
+from xloader.pipeline import Ahead, cut, gathered
 from xloader.plan import Batch, Plan, Remainder
 from xloader.read import Values
 from xloader.request import (
@@ -29,8 +29,8 @@ from xloader.request import (
     storage_blocks,
     vocabularies,
 )
-from xloader.source import Loaded, Source, join
-from xloader.threads import gatherers, n_threads
+from xloader.source import Loaded, Source
+from xloader.threads import n_threads
 from xloader.windows import Shape
 
 _LAYOUTS = (None, "csr", "dense")
@@ -147,6 +147,7 @@ class Loader:
         """Forget everything that belongs to one process."""
         self._source: Source | None = None
         self._labeller: Labeller | None = None
+        self.allocate: Allocate | None = None
         self._pools: OrderedDict[tuple[int, ...], Loaded] = OrderedDict()
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -172,8 +173,8 @@ class Loader:
         gathered = self._group_batches * batch_size * source.sample_nbytes
         # batches that are made ahead count too, unless they alone would take most of the budget
         ahead = n_threads() if self.prefetch > 0 else 0
-        self._ahead = ahead if 2 * (ahead + 1) * gathered <= budget else 0
-        budget -= (self._ahead + 1) * gathered if self._ahead else 0
+        self._gathered_ahead = ahead if 2 * (ahead + 1) * gathered <= budget else 0
+        budget -= (ahead + 1) * gathered if self._gathered_ahead else 0
         pools = 1 + self.prefetch  # in memory at the same time
         if int(nbytes.sum()) <= budget:
             pool_blocks = len(blocks)
@@ -204,7 +205,12 @@ class Loader:
     def _make_source(self, windows: Windows) -> Source:
         fusion, rest = fusion_of(self.transform)
         source = Source(
-            self.ds, windows, variables=self.variables, layout=self.layout, fusion=fusion
+            self.ds,
+            windows,
+            variables=self.variables,
+            layout=self.layout,
+            fusion=fusion,
+            allocate=self.allocate,
         )
         self._after_reading = rest if source.fused else self.transform
         return source
@@ -299,7 +305,7 @@ class Loader:
         """
         planned = self.plan.batch(epoch, step + len(self) if step < 0 else step)
         pools = {int(p): self._pool(epoch, int(p)) for p in np.unique(planned.pools)}
-        return self._finish(_cut(planned, pools), planned, epoch)
+        return self._finish(cut(planned, pools), planned, epoch)
 
     def samples(self, ids: npt.ArrayLike, *, epoch: int | None = None) -> xr.Dataset:
         """
@@ -361,61 +367,42 @@ class Loader:
             return
         if self.plan.n_pools > 1:
             self._pools.clear()
-        with (
-            ThreadPoolExecutor(1, thread_name_prefix="xloader-read") as reader,
-            gatherers() as gatherer,
-        ):
-            pools: dict[int, Future[Loaded]] = {}
-            waiting: deque[tuple[_Group, Future[dict[str, Values]]]] = deque()
-            try:
-                for group in self._groups(epoch, steps):
-                    first, last = int(group.samples.pools[0]), int(group.samples.pools[-1])
-                    if waiting and first not in pools:
-                        wait([f for _, f in waiting])  # only then are earlier pools out of memory
-                    pools = self._read_ahead(reader, epoch, first, last, pools)
-                    needed = {p: pools[p] for p in range(first, last + 1)}
-                    waiting.append((group, gatherer.submit(_gather, group, needed)))
-                    if len(waiting) > self._ahead:
-                        yield from self._serve(epoch, *waiting.popleft())
-                while waiting:
-                    yield from self._serve(epoch, *waiting.popleft())
-            finally:
-                for pool in pools.values():
-                    pool.cancel()
-                for _, gathered in waiting:
-                    gathered.cancel()
-
-    def _groups(self, epoch: int, steps: Iterable[int]) -> Iterator["_Group"]:
-        """Yield runs of small batches, which are gathered at once."""
-        remaining = iter(steps)
-        while group := list(itertools.islice(remaining, self._group_batches)):
-            yield _Group(*self.plan.batches(epoch, group))
-
-    def _read_ahead(
-        self,
-        reader: ThreadPoolExecutor,
-        epoch: int,
-        first: int,
-        last: int,
-        pools: Mapping[int, Future[Loaded]],
-    ) -> dict[int, Future[Loaded]]:
-        """Return the pools of some batches and of those that come soon, being read."""
-        ahead = min(max(last, first + self.prefetch) + 1, self.plan.n_pools)
-        # pools are needed in order, so those before the first are done with
         read = self._pool if self.plan.n_pools == 1 else self._read
-        return {p: pools.get(p) or reader.submit(read, epoch, p) for p in range(first, ahead)}
+        ahead = Ahead(self.prefetch, self._group_batches, self._gathered_ahead)
+        for batch, values in gathered(self.plan, epoch, steps, read, ahead):
+            yield self._finish(values, batch, epoch)
 
-    def _serve(
-        self, epoch: int, group: "_Group", gathered: Future[dict[str, Values]]
-    ) -> Iterator[xr.Dataset]:
-        """Yield the batches of a group as they are cut from its values."""
-        values, samples = gathered.result(), group.samples
-        if len(group.ptr) == 2:
-            yield self._finish(values, samples, epoch)
-            return
-        for a, b in itertools.pairwise(group.ptr.tolist()):
-            one = Batch(samples.ids[a:b], samples.pools[a:b], samples.valid[a:b])
-            yield self._finish(split(values, a, b), one, epoch)
+    def allocate_with(self, allocate: Allocate) -> None:
+        """
+        Choose where the memory of batches comes from, in this process.
+
+        Parameters
+        ----------
+        allocate : callable
+            Takes bytes and returns an array of uint8, such as one that other processes see.
+        """
+        self._reset()
+        self.allocate = allocate
+
+    def seconds(self) -> tuple[float, float]:
+        """
+        Measure one batch, its pool being in memory.
+
+        Returns
+        -------
+        tuple of float
+            Seconds to cut and label it, and to transform it: the shortest of three.
+        """
+        planned = self.plan.batch(self.epoch, 0)
+        pools = {int(p): self._pool(self.epoch, int(p)) for p in np.unique(planned.pools)}
+        times = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            labelled = self._label(cut(planned, pools), planned)
+            between = time.perf_counter()
+            self._transform(labelled, planned, self.epoch)
+            times.append((between - begin, time.perf_counter() - between))
+        return min(t for t, _ in times), min(t for _, t in times)
 
     def _open(self) -> Source:
         if self._pid != os.getpid():
@@ -447,10 +434,15 @@ class Loader:
 
     def _finish(self, values: Mapping[str, Values], batch: Batch, epoch: int) -> xr.Dataset:
         """Label the values of a batch and transform them."""
+        return self._transform(self._label(values, batch), batch, epoch)
+
+    def _label(self, values: Mapping[str, Values], batch: Batch) -> xr.Dataset:
         self._open()
         assert self._labeller is not None  # made with the source
         valid = batch.valid if self.plan.has_valid else None
-        labelled = self._labeller.label(values, batch.ids, valid)
+        return self._labeller.label(values, batch.ids, valid)
+
+    def _transform(self, labelled: xr.Dataset, batch: Batch, epoch: int) -> xr.Dataset:
         if self._after_reading is None:
             return labelled
         rng = SampleRandom(self.plan.seed, epoch=epoch, sample_id=batch.ids)
@@ -464,7 +456,15 @@ class Loader:
     def __getstate__(self) -> dict[str, Any]:
         """Keep the recipe only; transforms of a notebook travel by value."""
         state = self.__dict__.copy()
-        for name in ("_source", "_after_reading", "_labeller", "_pools", "_lock", "_pid"):
+        for name in (
+            "_source",
+            "_after_reading",
+            "_labeller",
+            "allocate",
+            "_pools",
+            "_lock",
+            "_pid",
+        ):
             del state[name]
         state["transform"] = cloudpickle.dumps(self.transform)
         return state
@@ -473,24 +473,3 @@ class Loader:
         self.__dict__.update(state)
         self.transform = cloudpickle.loads(state["transform"])
         self._reset()
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Successive batches that are gathered at once."""
-
-    samples: Batch
-    """Their samples, batch after batch."""
-    ptr: Int64
-    """Batch ``k`` is ``ptr[k]:ptr[k + 1]``."""
-
-
-def _gather(group: _Group, pools: Mapping[int, Future[Loaded]]) -> dict[str, Values]:
-    loaded = {p: future.result() for p, future in pools.items()}
-    return _cut(group.samples, loaded)
-
-
-def _cut(samples: Batch, pools: Mapping[int, Loaded]) -> dict[str, Values]:
-    """Cut samples out of the pools that hold them."""
-    parts = [loaded.values(samples.ids[samples.pools == p]) for p, loaded in pools.items()]
-    return {name: join([part[name] for part in parts]) for name in parts[0]}

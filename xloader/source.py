@@ -7,6 +7,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xloader.axes import Int64, Windows
+from xloader.buffers import Allocate, Buffers
 from xloader.contract import Fusion
 from xloader.errors import PlanError, SchemaError
 from xloader.read import Gather, Reader, RowReader, TileReader, Values, make_reader
@@ -50,6 +51,8 @@ class Source:
         Form of sparse rows in batches.
     fusion : Fusion, optional
         What transforms do to a variable, and its reader may do.
+    allocate : callable, optional
+        As for `Buffers`: where memory of batches comes from.
 
     Attributes
     ----------
@@ -65,6 +68,7 @@ class Source:
         variables: Sequence[str],
         layout: str | None,
         fusion: Fusion | None = None,
+        allocate: Allocate | None = None,
     ) -> None:
         self.windows = windows
         self.attrs = dict(ds.attrs)
@@ -80,6 +84,8 @@ class Source:
                 self.readers[name] = make_reader(ds, name, windows, layout=layout, fusion=fusion)
             else:
                 self.fixed[name] = _frozen(variable.compute())
+        for reader in self.readers.values():
+            reader.batches = Buffers(allocate)
         self.fused = any(
             isinstance(r, TileReader) and r.finish is not None for r in self.readers.values()
         )

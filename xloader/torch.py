@@ -13,6 +13,7 @@ from xloader.csr import CSRArray
 from xloader.errors import PlanError, SchemaError
 from xloader.loader import Loader
 from xloader.request import codes
+from xloader.threads import n_cpus
 
 _LAYOUTS = (None, "dense", "csr", "coo")
 _MAX_WORKERS = 128
@@ -87,20 +88,48 @@ def _tensor(variable: xr.Variable, name: str, *, dim: str, layout: str | None) -
     return tensor
 
 
+def _shared_memory(nbytes: int) -> np.ndarray[Any, Any]:
+    """Return memory that other processes see, so that a worker's batches are not copied again."""
+    storage = torch.UntypedStorage._new_shared(nbytes)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+
+
+def _share_in_workers(loader: Loader) -> None:
+    if torch.utils.data.get_worker_info() is not None and loader.allocate is not _shared_memory:
+        loader.allocate_with(_shared_memory)
+
+
+def _as_shared(values: np.ndarray[Any, Any]) -> torch.Tensor | None:
+    """Return a tensor that knows that its memory is shared, if it is."""
+    base: Any = values
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if not (isinstance(base, torch.Tensor) and base.is_shared() and values.size):  # type: ignore[no-untyped-call]
+        return None
+    kind = torch.from_numpy(values[:0])
+    offset = (values.ctypes.data - base.data_ptr()) // values.itemsize
+    strides = tuple(s // values.itemsize for s in values.strides)
+    return kind.set_(base.untyped_storage(), offset, values.shape, strides)
+
+
 def _dense(values: np.ndarray[Any, Any], name: str) -> torch.Tensor:
     if values.dtype.kind not in "iufbc":
         msg = f"{name!r} is {values.dtype}, which no tensor holds; name it in `labels` or leave it out"
         raise SchemaError(msg)
     dtype = _SIGNED.get(values.dtype.name, values.dtype.newbyteorder("="))
     values = np.ascontiguousarray(values, dtype)
+    shared = _as_shared(values)
+    if shared is not None:
+        return shared
     return torch.from_numpy(values if values.flags.writeable else values.copy())
 
 
 def _csr(array: CSRArray) -> torch.Tensor:
-    dtype = np.int64 if array.indptr.dtype != np.int32 else np.int32
+    # torch wants both of one type: the short one is cast, unless it does not fit
+    dtype = array.indices.dtype if array.nnz < 2**31 else np.int64
     return torch.sparse_csr_tensor(
         torch.from_numpy(array.indptr.astype(dtype, copy=False)),
-        torch.from_numpy(array.indices.astype(dtype, copy=False)),
+        _dense(array.indices.astype(dtype, copy=False), "columns"),
         _dense(array.data, "values"),
         array.shape,
         check_invariants=False,
@@ -276,6 +305,7 @@ class MapDataset(torch.utils.data.Dataset[Tensors]):
         sequence of dict
             One dict of tensors per sample.
         """
+        _share_in_workers(self.loader)
         batch = self.loader.samples(np.asarray(ids, np.int64))
         return _Samples(to_tensors(batch, self.loader, layout=self.layout), len(ids))
 
@@ -323,6 +353,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
 
     @override
     def __iter__(self) -> Iterator[Tensors]:
+        _share_in_workers(self.loader)
         info = torch.utils.data.get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         place = (0, 0) if info is None else (workers, worker)
@@ -337,7 +368,7 @@ def make_loader(
     source: Any,
     *,
     layout: str | None = None,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     start_method: str | None = None,
     persistent_workers: bool | None = None,
     pin_memory: bool | None = None,
@@ -356,7 +387,8 @@ def make_loader(
     layout : {None, "dense", "csr", "coo"}, optional
         As for `to_tensors`.
     num_workers : int, optional
-        Worker processes; 0 reads ahead in threads of this process, which is usually faster.
+        Worker processes; 0 reads ahead in threads of this process, which is faster unless the
+        transform takes long. Default: what `best_workers` says of one batch.
     start_method : {None, "fork", "spawn", "forkserver"}, optional
         How workers start. Default: the platform's own.
     persistent_workers : bool, optional
@@ -378,6 +410,10 @@ def make_loader(
     PlanError
         If options of workers are given without workers, or there are too many.
     """
+    dataset = IterableDataset(source, layout=layout, **loader_args)
+    if num_workers is None:
+        slow = start_method is None and dataset.loader.transform is not None
+        num_workers = best_workers(*dataset.loader.seconds(), n_cpus()) if slow else 0
     if not 0 <= num_workers <= _MAX_WORKERS:
         msg = f"num_workers={num_workers} is impossible; choose 0 to {_MAX_WORKERS}"
         raise PlanError(msg)
@@ -393,7 +429,7 @@ def make_loader(
         )
         raise PlanError(msg)
     return torch.utils.data.DataLoader(
-        IterableDataset(source, layout=layout, **loader_args),
+        dataset,
         batch_size=None,
         num_workers=num_workers,
         multiprocessing_context=start_method,
@@ -401,6 +437,35 @@ def make_loader(
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         prefetch_factor=prefetch_factor,
     )
+
+
+def best_workers(cut: float, transform: float, cpus: int) -> int:
+    """
+    Return how many worker processes are worth their cost.
+
+    Reading releases the interpreter and runs in threads; a transform may not, so that only
+    processes do several at once. Each must also hand its batch over, which takes about as long as
+    cutting it, and one processor is left to whoever consumes the batches.
+
+    Parameters
+    ----------
+    cut, transform : float
+        Seconds to cut a batch, and to transform it.
+    cpus : int
+        Processors of this process.
+
+    Returns
+    -------
+    int
+        0 for threads of this process.
+
+    Examples
+    --------
+    >>> best_workers(0.002, 0.003, 8), best_workers(0.002, 0.1, 8), best_workers(0.002, 0.1, 2)
+    (0, 7, 2)
+    """
+    workers = cpus if cpus <= 2 else cpus - 1
+    return workers if cpus > 1 and transform > 0.01 and transform > 4 * cut else 0
 
 
 def _as_loader(source: Any, loader_args: Mapping[str, Any]) -> Loader:

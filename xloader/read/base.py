@@ -27,11 +27,17 @@ class Reader(ABC):
         What the user sees; its dtype is what batches get.
     windows : Windows
         Where windows lie; starts are positions along the dimensions of the Dataset.
+
+    Attributes
+    ----------
+    buffers, batches : Buffers
+        Where memory of decoded chunks and of batches comes from.
     """
 
     def __init__(self, variable: xr.Variable, windows: Windows) -> None:
         self.dims = tuple(map(str, variable.dims))
         self.buffers = Buffers()
+        self.batches = Buffers()
         self.dtype = np.dtype(variable.dtype)
         self.shape = variable.shape
         self.axes = [windows.dims.index(d) if d in windows.dims else None for d in self.dims]

@@ -148,7 +148,7 @@ class ChunkReader(Reader):
 
     def _rows(self, table: Mapping[tuple[int, ...], npt.NDArray[Any]], places: Int64) -> Values:
         """Cut single rows, chunk by chunk."""
-        out = np.empty((len(places), *self.shape[1:]), self.dtype)
+        out = self.batches.empty((len(places), *self.shape[1:]), self.dtype)
         chunk_rows = self._chunk_of(places)[:, 0]
         for row in np.unique(chunk_rows).tolist():
             here = np.flatnonzero(chunk_rows == row)
@@ -163,7 +163,7 @@ class ChunkReader(Reader):
 
     def _boxes(self, table: Mapping[tuple[int, ...], npt.NDArray[Any]], places: Int64) -> Values:
         """Cut windows one by one, each from the chunks it touches."""
-        out = np.empty((len(places), *self.size), self.dtype)
+        out = self.batches.empty((len(places), *self.size), self.dtype)
         first = self._chunk_of(places).tolist()
         last = self._chunk_of(places + np.array(self.size) - 1).tolist()
         edges = [e.tolist() for e in self.grid.edges]

@@ -89,6 +89,6 @@ class RowReader(Reader):
         def gather(starts: Int64) -> Values:  # numpydoc ignore=GL08
             rows = self.rows[starts[:, 0]]
             places = rows + shift[np.searchsorted(low, rows, side="right") - 1]
-            return take(places, self.dtype, self.panel, self.buffers)
+            return take(places, self.dtype, self.panel, self.batches)
 
         return gather

@@ -114,7 +114,7 @@ class TileReader(ChunkReader):
 
         places = self._places(starts)
         slots = np.searchsorted(keys, self._keys_of(places))
-        out = self.buffers.empty((len(starts), *self.size), self.dtype)
+        out = self.batches.empty((len(starts), *self.size), self.dtype)
         args = (tiles, slots, places, self.array.symmetric, out)
         if finish is None:
             _on_threads("gather", cut_windows, args, out)

@@ -1,0 +1,138 @@
+"""Batches ahead of who consumes them: pools are read, and small batches gathered together, by threads."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from xloader.axes import Int64
+from xloader.batch import split
+from xloader.plan import Batch, Plan
+from xloader.read import Values
+from xloader.source import Loaded, join
+from xloader.threads import gatherers
+
+Read = Callable[[int, int], Loaded]
+"""Takes an epoch and the number of a pool."""
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """How far the pipeline runs ahead."""
+
+    pools: int
+    """Pools that are read while one is served, at least 1."""
+    group: int
+    """Batches that are gathered at once."""
+    groups: int
+    """Groups that are gathered while one is served; 0 for those that take much memory."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Successive batches that are gathered at once."""
+
+    samples: Batch
+    """Their samples, batch after batch."""
+    ptr: Int64
+    """Batch ``k`` is ``ptr[k]:ptr[k + 1]``."""
+
+    def batches(self, values: dict[str, Values]) -> Iterator[tuple[Batch, dict[str, Values]]]:
+        """Cut the values of the group into those of its batches."""
+        if len(self.ptr) == 2:
+            yield self.samples, values
+            return
+        s = self.samples
+        for a, b in itertools.pairwise(self.ptr.tolist()):
+            yield Batch(s.ids[a:b], s.pools[a:b], s.valid[a:b]), split(values, a, b)
+
+
+def gathered(
+    plan: Plan, epoch: int, steps: Iterable[int], read: Read, ahead: Ahead
+) -> Iterator[tuple[Batch, dict[str, Values]]]:
+    """
+    Yield the values of some batches, working on the next ones meanwhile.
+
+    Parameters
+    ----------
+    plan : Plan
+        Says which samples they are.
+    epoch : int
+        Number of the epoch.
+    steps : iterable of int
+        Numbers of steps, increasing.
+    read : Read
+        Reads a pool; called by a thread of its own.
+    ahead : Ahead
+        How far to run ahead.
+
+    Yields
+    ------
+    tuple of Batch and dict of str to array
+        Samples, and their values by variable.
+    """
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="xloader-read") as reader,
+        gatherers() as gatherer,
+    ):
+        pools: dict[int, Future[Loaded]] = {}
+        waiting: deque[tuple[_Group, Future[dict[str, Values]]]] = deque()
+        try:
+            for group in _groups(plan, epoch, steps, ahead.group):
+                first, last = int(group.samples.pools[0]), int(group.samples.pools[-1])
+                if waiting and first not in pools:
+                    wait([f for _, f in waiting])  # only then are earlier pools out of memory
+                end = min(max(last, first + ahead.pools) + 1, plan.n_pools)
+                # pools are needed in order, so those before the first are done with
+                pools = {
+                    p: pools.get(p) or reader.submit(read, epoch, p) for p in range(first, end)
+                }
+                needed = {p: pools[p] for p in range(first, last + 1)}
+                waiting.append((group, gatherer.submit(_gather, group.samples, needed)))
+                if len(waiting) > ahead.groups:
+                    yield from _served(waiting)
+            while waiting:
+                yield from _served(waiting)
+        finally:
+            for pool in pools.values():
+                pool.cancel()
+            for _, values in waiting:
+                values.cancel()
+
+
+def _groups(plan: Plan, epoch: int, steps: Iterable[int], length: int) -> Iterator[_Group]:
+    remaining = iter(steps)
+    while group := list(itertools.islice(remaining, length)):
+        yield _Group(*plan.batches(epoch, group))
+
+
+def _served(
+    waiting: deque[tuple[_Group, Future[dict[str, Values]]]],
+) -> Iterator[tuple[Batch, dict[str, Values]]]:
+    group, values = waiting.popleft()
+    yield from group.batches(values.result())
+
+
+def _gather(samples: Batch, pools: Mapping[int, Future[Loaded]]) -> dict[str, Values]:
+    return cut(samples, {p: future.result() for p, future in pools.items()})
+
+
+def cut(samples: Batch, pools: Mapping[int, Loaded]) -> dict[str, Values]:
+    """
+    Cut samples out of the pools that hold them.
+
+    Parameters
+    ----------
+    samples : Batch
+        Which ones.
+    pools : mapping of int to Loaded
+        Pools in memory, by number, increasing.
+
+    Returns
+    -------
+    dict of str to array, samples first
+        One array per variable and windowed coordinate.
+    """
+    parts = [loaded.values(samples.ids[samples.pools == p]) for p, loaded in pools.items()]
+    return {name: join([part[name] for part in parts]) for name in parts[0]}
