@@ -35,6 +35,9 @@ class StoredArray(BackendArray):
 
     _support = indexing.IndexingSupport.BASIC
 
+    is_converted: bool = False
+    """Whether it lies in a training store, which nothing is read faster from."""
+
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         self.shape = shape
         self.dtype = np.dtype(dtype)

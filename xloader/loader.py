@@ -18,7 +18,7 @@ from xloader.axes import Windows
 from xloader.batch import Labeller
 from xloader.buffers import Allocate
 from xloader.contract import SampleRandom, Transform, apply, fusion_of
-from xloader.errors import PlanError
+from xloader.errors import PerformanceWarning, PlanError, warn
 from xloader.pipeline import Ahead, cut, gathered
 from xloader.plan import Batch, Plan, Remainder
 from xloader.read import Values
@@ -132,6 +132,7 @@ class Loader:
         self.categories = vocabularies(self.ds, labels, drawn)
         self.epoch = 0
         self._finished = False
+        self._advised = False
         self._reset()
         self.plan = self._make_plan(
             drawn,
@@ -371,6 +372,13 @@ class Loader:
         ahead = Ahead(self.prefetch, self._group_batches, self._gathered_ahead)
         for batch, values in gathered(self.plan, epoch, steps, read, ahead):
             yield self._finish(values, batch, epoch)
+            self._advise()
+
+    def _advise(self) -> None:
+        """Say once what would make reading much faster."""
+        if not self._advised and self._source is not None and self._source.advice:
+            self._advised = True
+            warn(self._source.advice, PerformanceWarning)
 
     def allocate_with(self, allocate: Allocate) -> None:
         """

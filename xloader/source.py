@@ -142,6 +142,18 @@ class Source:
         """
         return max(1, sum(r.sample_nbytes for r in self.readers.values()))
 
+    @property
+    def advice(self) -> str | None:
+        """
+        Return what would make reading much faster.
+
+        Returns
+        -------
+        str or None
+            None as long as nothing is known.
+        """
+        return next((r.advice for r in self.readers.values() if r.advice), None)
+
     def load(self, ids: Int64) -> "Loaded":
         """
         Read the blocks of some samples.

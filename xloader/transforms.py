@@ -238,7 +238,8 @@ def _balance(x: xr.Variable, batch: xr.Dataset, *, name: str) -> xr.Variable:
             "them, or balance the file first"
         )
         raise SchemaError(msg)
-    first, second = (w.copy(data=_factors(w)) for w in (batch.variables[s] for s in sides))
+    vectors = (batch.variables[s] for s in sides)
+    first, second = (xr.Variable(w.dims, _factors(w)) for w in vectors)
     dtype = np.float64 if x.dtype == np.float64 else np.float32
     product = x.astype(np.float64) * first * second
     return product.astype(dtype).transpose(*x.dims)

@@ -41,6 +41,8 @@ class StoreRows(RowArray):
         Type of the values as xarray sees them.
     """
 
+    is_converted = True
+
     def __init__(
         self,
         values: ShardedArray,
@@ -136,6 +138,8 @@ class StoreTiles(TileArray):
         Whether only the upper tiles are stored.
     """
 
+    is_converted = True
+
     def __init__(self, array: ShardedArray, dtype: npt.DTypeLike, *, symmetric: bool) -> None:
         super().__init__(array.shape[0], dtype, TILE, symmetric=symmetric)
         self.array = array
@@ -167,6 +171,8 @@ class StoreDense(StoredArray):
     dtype : dtype-like
         Type of the values as xarray sees them.
     """
+
+    is_converted = True
 
     def __init__(self, array: ShardedArray, dtype: npt.DTypeLike) -> None:
         super().__init__(array.shape, dtype)

@@ -17,6 +17,13 @@ Gather = Callable[[Int64], Values]
 """Takes window starts ``(m, n_dims)`` and returns their values, windows first."""
 
 
+TELL_AFTER = 2.0
+"""Seconds of reading after which the Loader says that converting would pay."""
+
+STORE_RATE = 5e8
+"""Values per second that are read from a store on two processors; see docs/benchmarks.md."""
+
+
 class Reader(ABC):
     """
     Reads the windows of one variable.
@@ -32,6 +39,8 @@ class Reader(ABC):
     ----------
     buffers, batches : Buffers
         Where memory of decoded chunks and of batches comes from.
+    advice : str or None
+        What would make reading much faster, once that is known.
     """
 
     def __init__(self, variable: xr.Variable, windows: Windows) -> None:
@@ -45,7 +54,31 @@ class Reader(ABC):
             n if a is None else windows.size[a] for n, a in zip(self.shape, self.axes, strict=True)
         )
         self.by_row = windows.by_row
+        self.advice: str | None = None
+        self._seconds = 0.0
+        self._n_read = 0
         self.n_elements = int(np.prod(self.shape))
+
+    def count(self, seconds: float, n_values: int) -> None:
+        """
+        Add up what reading an unconverted file costs, and say so when it is worth converting.
+
+        Parameters
+        ----------
+        seconds : float
+            How long something took to read.
+        n_values : int
+            How many stored values it was.
+        """
+        self._seconds += seconds
+        self._n_read += n_values
+        factor = self._seconds * STORE_RATE / max(1, self._n_read)
+        if self.advice is None and self._seconds > TELL_AFTER and factor > 2:
+            self.advice = (
+                f"{self._seconds:.1f} s went into reading {self._n_read / 1e6:.1f} million values of "
+                f"{self.dims} from a file that is not made for it; a store made by xl.convert is read "
+                f"about {factor:.0f} times as fast"
+            )
 
     @abstractmethod
     def keys(self, starts: Int64) -> Int64 | None:

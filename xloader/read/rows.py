@@ -1,5 +1,7 @@
 """Sparse rows, one by one, straight from storage."""
 
+import time
+
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -81,7 +83,10 @@ class RowReader(Reader):
         first = blocks[np.append(0, cuts)]
         last = blocks[np.append(cuts, len(blocks)) - 1]
         low, high = first * unit, np.minimum((last + 1) * unit, self.array.shape[0])
+        begin = time.perf_counter()
         packed = self.array.read_packed(low, high, self.buffers)
+        if not self.array.is_converted:
+            self.count(time.perf_counter() - begin, int(packed.lengths.sum()))
         # storage row -> row of the block, by the range that holds it
         shift = np.append(0, np.cumsum(high - low)[:-1]) - low
         take = packed.take_dense if self.dense else packed.take

@@ -1,5 +1,6 @@
 """Windows of contact maps, cut from tiles that are decoded once, by compiled loops."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +69,10 @@ class TileReader(ChunkReader):
     def load(self, starts: Int64) -> Gather:  # numpydoc ignore=GL08
         keys = np.unique(self._keys_of(self._places(starts)))
         ij = np.stack(np.divmod(keys, self.n_tiles), axis=1)
+        begin = time.perf_counter()
         tiles = self.array.load_tiles(ij, self.buffers)
+        if not self.array.is_converted:
+            self.count(time.perf_counter() - begin, tiles.size)
         finish = self.finish
         shared = tiles.size < _OVERLAP * len(starts) * np.prod(self.size)
         if finish is not None and finish.whole and shared:
