@@ -34,7 +34,7 @@ from xloader.threads import n_threads
 from xloader.windows import Shape
 
 _LAYOUTS = (None, "csr", "dense")
-_GROUP_NBYTES = 4 * 2**20
+_GROUP_NBYTES = 16 * 2**20
 """Bytes of small batches that are gathered at once: few calls, and memory that caches hold."""
 
 
@@ -173,7 +173,7 @@ class Loader:
         self._group_batches = max(1, _GROUP_NBYTES // max(1, batch_size * source.sample_nbytes))
         gathered = self._group_batches * batch_size * source.sample_nbytes
         # batches that are made ahead count too, unless they alone would take most of the budget
-        ahead = n_threads() if self.prefetch > 0 else 0
+        ahead = 0 if self.prefetch == 0 else n_threads() if self._group_batches > 1 else 1
         self._gathered_ahead = ahead if 2 * (ahead + 1) * gathered <= budget else 0
         budget -= (ahead + 1) * gathered if self._gathered_ahead else 0
         pools = 1 + self.prefetch  # in memory at the same time

@@ -14,7 +14,7 @@ from xloader.threads import cut, n_threads, run
 
 Int64 = npt.NDArray[np.int64]
 
-_INLINE = 2**16
+_INLINE = 2**19
 """Values below which threads cost more than they save."""
 
 

@@ -1,6 +1,7 @@
 """Batches ahead of who consumes them: pools are read, and small batches gathered together, by threads."""
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -11,7 +12,7 @@ from xloader.batch import split
 from xloader.plan import Batch, Plan
 from xloader.read import Values
 from xloader.source import Loaded, join
-from xloader.threads import gatherers
+from xloader.threads import alone
 
 Read = Callable[[int, int], Loaded]
 """Takes an epoch and the number of a pool."""
@@ -48,6 +49,16 @@ class _Group:
             yield Batch(s.ids[a:b], s.pools[a:b], s.valid[a:b]), split(values, a, b)
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A group that is gathered, or soon will be."""
+
+    group: _Group
+    values: Future[dict[str, Values]]
+    started: threading.Event | None
+    """Set when a thread that works alone needs the interpreter no more."""
+
+
 def gathered(
     plan: Plan, epoch: int, steps: Iterable[int], read: Read, ahead: Ahead
 ) -> Iterator[tuple[Batch, dict[str, Values]]]:
@@ -74,22 +85,24 @@ def gathered(
     """
     with (
         ThreadPoolExecutor(1, thread_name_prefix="xloader-read") as reader,
-        gatherers() as gatherer,
+        ThreadPoolExecutor(ahead.groups or 1, thread_name_prefix="xloader-gather") as gatherer,
     ):
         pools: dict[int, Future[Loaded]] = {}
-        waiting: deque[tuple[_Group, Future[dict[str, Values]]]] = deque()
+        waiting: deque[_Waiting] = deque()
         try:
             for group in _groups(plan, epoch, steps, ahead.group):
                 first, last = int(group.samples.pools[0]), int(group.samples.pools[-1])
                 if waiting and first not in pools:
-                    wait([f for _, f in waiting])  # only then are earlier pools out of memory
+                    wait([w.values for w in waiting])  # only then are earlier pools out of memory
                 end = min(max(last, first + ahead.pools) + 1, plan.n_pools)
                 # pools are needed in order, so those before the first are done with
                 pools = {
                     p: pools.get(p) or reader.submit(read, epoch, p) for p in range(first, end)
                 }
                 needed = {p: pools[p] for p in range(first, last + 1)}
-                waiting.append((group, gatherer.submit(_gather, group.samples, needed)))
+                started = threading.Event() if ahead.group > 1 else None
+                values = gatherer.submit(_gather, group.samples, needed, started)
+                waiting.append(_Waiting(group, values, started))
                 if len(waiting) > ahead.groups:
                     yield from _served(waiting)
             while waiting:
@@ -97,8 +110,8 @@ def gathered(
         finally:
             for pool in pools.values():
                 pool.cancel()
-            for _, values in waiting:
-                values.cancel()
+            for w in waiting:
+                w.values.cancel()
 
 
 def _groups(plan: Plan, epoch: int, steps: Iterable[int], length: int) -> Iterator[_Group]:
@@ -107,15 +120,27 @@ def _groups(plan: Plan, epoch: int, steps: Iterable[int], length: int) -> Iterat
         yield _Group(*plan.batches(epoch, group))
 
 
-def _served(
-    waiting: deque[tuple[_Group, Future[dict[str, Values]]]],
-) -> Iterator[tuple[Batch, dict[str, Values]]]:
-    group, values = waiting.popleft()
-    yield from group.batches(values.result())
+def _served(waiting: deque[_Waiting]) -> Iterator[tuple[Batch, dict[str, Values]]]:
+    first = waiting.popleft()
+    values = first.values.result()
+    for later in waiting:
+        if later.started is not None:
+            # labelling keeps the interpreter, without which no compiled loop can be entered
+            later.started.wait()
+    yield from first.group.batches(values)
 
 
-def _gather(samples: Batch, pools: Mapping[int, Future[Loaded]]) -> dict[str, Values]:
-    return cut(samples, {p: future.result() for p, future in pools.items()})
+def _gather(
+    samples: Batch, pools: Mapping[int, Future[Loaded]], started: threading.Event | None
+) -> dict[str, Values]:
+    """Cut a group of batches, alone if whoever waits for `started` labels another meanwhile."""
+    if started is None:
+        return cut(samples, {p: future.result() for p, future in pools.items()})
+    try:
+        with alone(started.set):
+            return cut(samples, {p: future.result() for p, future in pools.items()})
+    finally:
+        started.set()
 
 
 def cut(samples: Batch, pools: Mapping[int, Loaded]) -> dict[str, Values]:

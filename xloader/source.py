@@ -203,7 +203,9 @@ class Loaded:
             One array per variable and windowed coordinate.
         """
         starts = self.source.windows.starts_of(ids)
-        return {name: gather(starts) for name, gather in self.gathers.items()}
+        # small ones first: large ones are cut without the interpreter, which others may have then
+        names = sorted(self.gathers, key=lambda name: self.source.readers[name].sample_nbytes)
+        return {name: self.gathers[name](starts) for name in names}
 
 
 def join(parts: Sequence[Values]) -> Values:

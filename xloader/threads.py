@@ -4,13 +4,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 Kind = Literal["decode", "gather"]
 
-_NAME = "xloader-of-several-"
+_local = threading.local()
 _pools: dict[tuple[int, Kind], ThreadPoolExecutor] = {}
 
 
@@ -69,8 +70,6 @@ def run(kind: Kind, function: Callable[..., T], parts: Sequence[tuple[Any, ...]]
     """
     Call a function once per part, on several threads; the caller's own does the first.
 
-    A thread that is one of several does all parts itself: work is cut once.
-
     Parameters
     ----------
     kind : {"decode", "gather"}
@@ -90,7 +89,9 @@ def run(kind: Kind, function: Callable[..., T], parts: Sequence[tuple[Any, ...]]
     >>> run("gather", pow, [(2, 3), (3, 2)])
     [8, 9]
     """
-    if threading.current_thread().name.startswith(_NAME):
+    started = getattr(_local, "started", None)
+    if started is not None:
+        started()
         return [function(*part) for part in parts]
     others = [_pool(kind).submit(function, *part) for part in parts[1:]]
     try:
@@ -103,16 +104,26 @@ def run(kind: Kind, function: Callable[..., T], parts: Sequence[tuple[Any, ...]]
     return [*first, *(other.result() for other in others)]
 
 
-def gatherers() -> ThreadPoolExecutor:
+@contextmanager
+def alone(started: Callable[[], None]) -> Iterator[None]:
     """
-    Return new threads that gather batches side by side.
+    Let this thread do by itself what `run` would cut, because another one has work of its own.
 
-    Returns
-    -------
-    ThreadPoolExecutor
-        As many as work is cut into; shut it down after use.
+    Parameters
+    ----------
+    started : callable
+        Called just before the interpreter lock is released for the first time.
+
+    Yields
+    ------
+    None
+        For as long as it lasts.
     """
-    return ThreadPoolExecutor(n_threads(), thread_name_prefix=_NAME + "gather")
+    _local.started = started
+    try:
+        yield
+    finally:
+        del _local.started
 
 
 def _pool(kind: Kind) -> ThreadPoolExecutor:
@@ -120,6 +131,6 @@ def _pool(kind: Kind) -> ThreadPoolExecutor:
     key = (os.getpid(), kind)
     pool = _pools.get(key)
     if pool is None:
-        made = ThreadPoolExecutor(n_threads(), thread_name_prefix=_NAME + kind)
+        made = ThreadPoolExecutor(n_threads(), thread_name_prefix=f"xloader-{kind}")
         pool = _pools.setdefault(key, made)
     return pool
