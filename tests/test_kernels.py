@@ -102,7 +102,9 @@ def test_rows__any_rows_and_columns_equal_scipy(form, data):
     got = packed.take(rows, dtype, wanted, Buffers())
     assert (got.dtype, got.shape) == (dtype, expected.shape)
     np.testing.assert_array_equal(got.todense(), expected)
-    rising = [np.diff(got.indices[a:b]) for a, b in zip(got.indptr[:-1], got.indptr[1:], strict=True)]
+    rising = [
+        np.diff(got.indices[a:b]) for a, b in zip(got.indptr[:-1], got.indptr[1:], strict=True)
+    ]
     assert all((r > 0).all() for r in rising)
     dense = packed.take_dense(rows, dtype, wanted, Buffers())
     assert dense.dtype == dtype
@@ -171,7 +173,9 @@ def test_windows__equal_slices_of_the_whole_map(data):
     for i in range(n_tiles):
         for j in range(i if symmetric else 0, n_tiles):
             numbers[i, j] = len(numbers)
-    stored = np.stack([full[i * side : (i + 1) * side, j * side : (j + 1) * side] for i, j in numbers])
+    stored = np.stack(
+        [full[i * side : (i + 1) * side, j * side : (j + 1) * side] for i, j in numbers]
+    )
     size = data.draw(st.tuples(st.integers(1, n), st.integers(1, n)))
     places = np.stack([rng.integers(0, n - s + 1, 5) for s in size], axis=1)
     slots = np.zeros((5, n_tiles, n_tiles), np.int64)
