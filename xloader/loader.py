@@ -34,7 +34,7 @@ from xloader.threads import n_threads
 from xloader.windows import Shape
 
 _LAYOUTS = (None, "csr", "dense")
-_GROUP_NBYTES = 16 * 2**20
+_GROUP_NBYTES = 32 * 2**20
 """Bytes of small batches that are gathered at once: few calls, and memory that caches hold."""
 
 
