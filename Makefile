@@ -8,12 +8,13 @@ test_extras := torch,plot,test
 docs_extras := docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs clean
+.PHONY: help demo test check bench docs clean
 
 help:
 	@echo "make demo    set up .venv, simulate data, convert it, train on it and show the result"
 	@echo "make test    set up .venv, then 'make check' and the tests"
 	@echo "make check   style, types, docstrings and the direction of imports"
+	@echo "make bench   time xloader against every peer that is installed (PYTHON=python3.13 for annbatch and homeobox)"
 	@echo "make docs    build the documentation into docs/_build"
 	@echo "make clean   remove .venv and everything else that these made"
 	@echo "Python 3.11 or newer is needed; name it with PYTHON=..., if it is not python3."
@@ -31,6 +32,10 @@ check: .venv/test.stamp
 	find xloader -name '*.py' ! -name cli.py -exec $(BIN)/numpydoc lint {} +
 	$(BIN)/lint-imports
 
+bench: .venv/bench.stamp
+	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks.report
+
 docs: .venv/docs.stamp
 	$(BIN)/python -m sphinx -W -q docs docs/_build
 
@@ -41,6 +46,11 @@ clean:
 # a stamp is written last, so that an interrupted set-up is done again
 .venv/%.stamp: pyproject.toml constraints.txt | .venv/made.stamp
 	$(PIP) install --quiet -e ".[$($*_extras)]" -c constraints.txt
+	touch $@
+
+# peers ask for newer packages than those that are tested together
+.venv/bench.stamp: pyproject.toml | .venv/made.stamp
+	$(PIP) install --quiet -e ".[test,bench]"
 	touch $@
 
 .venv/made.stamp:

@@ -179,6 +179,30 @@ def pack(csr: CSRArray, name: str) -> PackedRows:
     return PackedRows(csr.data, csr.indices, starts, lengths, csr.shape[1], delta=False, name=name)
 
 
+def ranges(starts: Int64, stops: Int64) -> Int64:
+    """
+    Join several ranges of numbers.
+
+    Parameters
+    ----------
+    starts, stops : ndarray of int64, shape (m,)
+        Half-open bounds.
+
+    Returns
+    -------
+    ndarray of int64
+        One range after the other.
+
+    Examples
+    --------
+    >>> ranges(np.array([2, 9]), np.array([5, 10]))
+    array([2, 3, 4, 9])
+    """
+    lengths = stops - starts
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+
+
 def slice_rows(csr: CSRArray, start: int, stop: int) -> CSRArray:
     """
     Return successive rows without copying their values.

@@ -7,7 +7,7 @@ Single parts of the engine, timed by themselves: the numbers of docs/design/003-
 import itertools
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ CODECS = {
 ROWS = 32
 
 
-def best(function: Callable[[], Any], times: int = 5) -> float:
+def best(function: Any, times: int = 5) -> float:
     """Return the shortest time of some calls, in seconds."""
     function()
     taken = []
@@ -40,9 +40,10 @@ def best(function: Callable[[], Any], times: int = 5) -> float:
     return min(taken)
 
 
-def rows_of(path: str) -> CSRArray:
+def rows_of(path: str) -> Any:
     variable = xl.open_cells(path, chunks=None)["X"].variable
-    array = view(variable).array
+    found: Any = view(variable)
+    array = found.array
     return array.read_rows(0, min(12_800, array.shape[0]))
 
 
@@ -85,6 +86,10 @@ def codecs(csr: CSRArray) -> None:
               f"{n / best(decode) / 1e6:11.0f} {n / encoding / 1e6:11.0f}")  # fmt: skip
 
 
+def _take(packed: PackedRows, rows: np.ndarray, buffers: Any) -> None:
+    packed.take(rows, np.dtype(np.float32), None, buffers())
+
+
 def gathering(csr: CSRArray) -> None:
     lengths = np.diff(csr.indptr)
     counts = np.minimum(csr.data, 255).astype(np.uint8)
@@ -93,7 +98,7 @@ def gathering(csr: CSRArray) -> None:
     reused, dtype = Buffers(), np.dtype(np.float32)
     n = int(lengths[order].sum())
     for name, buffers in (("fresh memory", Buffers), ("memory used again", lambda: reused)):
-        seconds = best(lambda buffers=buffers: packed.take(order, dtype, None, buffers()))
+        seconds = best(partial(_take, packed, order, buffers))
         print(
             f"gather 4,096 rows, {name}: {seconds * 1e3:.1f} ms, {n / seconds / 1e6:.0f} M values/s"
         )
@@ -103,7 +108,7 @@ def gathering(csr: CSRArray) -> None:
         loader[0]
         batch = loader.plan.batch(0, 0)
         values = {"X": packed.take(order[:size], dtype, None, reused)}
-        seconds = best(lambda make=loader._label, b=batch, v=values: make(v, b), 50)
+        seconds = best(partial(loader._label, values, batch), 50)
         print(f"one labelled Dataset of {size} cells: {seconds * 1e6:.0f} us")
 
 
