@@ -12,7 +12,7 @@ from xloader.buffers import Buffers
 from xloader.csr import CSRArray
 from xloader.errors import ReadError
 from xloader.kernels import decode, tiles
-from xloader.packed import PackedRows, pack, panel, slice_rows
+from xloader.packed import PackedRows, pack, panel, slice_rows, take, take_dense
 
 
 def encoded(values, codec=b"lz4"):
@@ -106,10 +106,15 @@ def test_rows__any_rows_and_columns_equal_scipy(form, data):
         np.diff(got.indices[a:b]) for a, b in zip(got.indptr[:-1], got.indptr[1:], strict=True)
     ]
     assert all((r > 0).all() for r in rising)
-    dense = packed.take_dense(rows, dtype, wanted, Buffers())
+    dense = take_dense([(packed, rows)], dtype, wanted, Buffers())
     assert dense.dtype == dtype
     np.testing.assert_array_equal(dense, expected)
     a = data.draw(st.integers(0, len(rows)))
+    other = form(x, rng)  # rows of two pools in one batch
+    both = take([(packed, rows[:a]), (other, rows[a:])], dtype, wanted, Buffers())
+    np.testing.assert_array_equal(both.todense(), expected)
+    both_dense = take_dense([(packed, rows[:a]), (other, rows[a:])], dtype, wanted, Buffers())
+    np.testing.assert_array_equal(both_dense, expected)
     np.testing.assert_array_equal(slice_rows(got, a, len(rows)).todense(), expected[a:])
 
 
@@ -122,7 +127,7 @@ def test_rows__on_threads_equal_those_without():
     assert got.nnz > 2**17
     np.testing.assert_array_equal(got.todense(), x[rows].toarray())
     np.testing.assert_array_equal(
-        packed.take_dense(rows, np.dtype("f4"), None, Buffers()), x[rows].toarray()
+        take_dense([(packed, rows)], np.dtype("f4"), None, Buffers()), x[rows].toarray()
     )
 
 
@@ -134,10 +139,10 @@ def test_rows__columns_beyond_the_matrix_are_refused(columns, dense):
         np.ones(3, "u1"), steps, np.array([0, 2]), np.array([2, 1]), 5, delta=True, name="`a/X`"
     )
     wanted = None if columns is None else panel(np.array(columns), 5)
-    take = packed.take_dense if dense else packed.take
-    assert take(np.array([0]), np.dtype("f4"), wanted, Buffers()).shape[0] == 1
+    gather = take_dense if dense else take
+    assert gather([(packed, np.array([0]))], np.dtype("f4"), wanted, Buffers()).shape[0] == 1
     with pytest.raises(ReadError, match="`a/X` has a column beyond its 5; the file is damaged"):
-        take(np.array([0, 1]), np.dtype("f4"), wanted, Buffers())
+        gather([(packed, np.array([0, 1]))], np.dtype("f4"), wanted, Buffers())
 
 
 @njit(error_model="numpy")

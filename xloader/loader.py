@@ -306,7 +306,7 @@ class Loader:
         """
         planned = self.plan.batch(epoch, step + len(self) if step < 0 else step)
         pools = {int(p): self._pool(epoch, int(p)) for p in np.unique(planned.pools)}
-        return self._finish(cut(planned, pools), planned, epoch)
+        return self._finish(cut(self._open(), planned, pools), planned, epoch)
 
     def samples(self, ids: npt.ArrayLike, *, epoch: int | None = None) -> xr.Dataset:
         """
@@ -338,7 +338,7 @@ class Loader:
         epoch = self.epoch if epoch is None else epoch
         loaded = self._pool(epoch, 0) if self.plan.n_pools == 1 else self._open().load(wanted)
         batch = Batch(wanted, np.zeros_like(wanted), np.ones(len(wanted), bool))
-        return self._finish(loaded.values(wanted), batch, epoch)
+        return self._finish(self._open().gather([(loaded, wanted)]), batch, epoch)
 
     def __iter__(self) -> Iterator[xr.Dataset]:
         if self._finished:
@@ -370,7 +370,7 @@ class Loader:
             self._pools.clear()
         read = self._pool if self.plan.n_pools == 1 else self._read
         ahead = Ahead(self.prefetch, self._group_batches, self._gathered_ahead)
-        for batch, values in gathered(self.plan, epoch, steps, read, ahead):
+        for batch, values in gathered(self.plan, self._open(), epoch, steps, read, ahead):
             yield self._finish(values, batch, epoch)
             self._advise()
 
@@ -406,7 +406,7 @@ class Loader:
         times = []
         for _ in range(3):
             begin = time.perf_counter()
-            labelled = self._label(cut(planned, pools), planned)
+            labelled = self._label(cut(self._open(), planned, pools), planned)
             between = time.perf_counter()
             self._transform(labelled, planned, self.epoch)
             times.append((between - begin, time.perf_counter() - between))

@@ -1,6 +1,6 @@
 """Sparse rows in memory as they were stored, gathered into batches by compiled loops."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,56 +94,7 @@ class PackedRows:
         CSRArray, shape (n, n_columns)
             Columns sorted within each row.
         """
-        from xloader.kernels import rows as kernels
-
-        starts, lengths = self.starts[rows], self.lengths[rows]
-        counts = lengths
-        if wanted is not None:
-            counts = np.empty_like(lengths)
-            self._run(kernels.count, (self.columns, starts, lengths, wanted.place, counts), lengths)
-        indptr = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(counts, out=indptr[1:])
-        data = buffers.empty((int(indptr[-1]),), dtype)
-        indices = buffers.empty(data.shape, np.int32 if self.n_columns < 2**31 else np.int64)
-        if wanted is None:
-            everything = (self.values, self.columns, starts, indptr, data, indices)
-            self._run(kernels.copy, (*everything, self.n_columns), lengths)
-            return CSRArray(data, indices, indptr, (len(rows), self.n_columns))
-        chosen = (self.values, self.columns, starts, lengths, wanted.place, indptr, data, indices)
-        self._run(kernels.select, chosen, lengths)
-        out = CSRArray(data, indices, indptr, (len(rows), wanted.n))
-        return out if wanted.rising else out.sort_columns()
-
-    def take_dense(
-        self, rows: Int64, dtype: np.dtype[Any], wanted: Panel | None, buffers: Buffers
-    ) -> npt.NDArray[Any]:
-        """
-        Return rows as a dense array.
-
-        Parameters
-        ----------
-        rows : ndarray of int64, shape (n,)
-            Numbers of rows, repeats allowed.
-        dtype : dtype
-            Type of the values.
-        wanted : Panel or None
-            Which columns; None for all.
-        buffers : Buffers
-            Where memory comes from.
-
-        Returns
-        -------
-        ndarray, shape (n, n_columns)
-            Zero where nothing is stored.
-        """
-        from xloader.kernels import rows as kernels
-
-        starts, lengths = self.starts[rows], self.lengths[rows]
-        out = buffers.empty((len(rows), self.n_columns if wanted is None else wanted.n), dtype)
-        place = np.zeros(0, np.int32) if wanted is None else wanted.place
-        args = (self.values, self.columns, starts, lengths, place, out)
-        self._run(kernels.scatter, args, np.full(len(rows), out.shape[1]))
-        return out
+        return take([(self, rows)], dtype, wanted, buffers)
 
     def _run(self, kernel: Callable[..., int], args: tuple[Any, ...], work: Int64) -> None:
         """Call a kernel on runs of rows, on several threads where that pays."""
@@ -156,6 +107,97 @@ class PackedRows:
                     "written wrongly: write it again"
                 )
                 raise ReadError(msg)
+
+
+Part = tuple[PackedRows, Int64]
+"""Rows in memory, and which of them are wanted."""
+
+
+def take(
+    parts: Sequence[Part], dtype: np.dtype[Any], wanted: Panel | None, buffers: Buffers
+) -> CSRArray:
+    """
+    Gather rows that lie in one or several pools into a sparse array.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+        Which rows, at least one part.
+    dtype : dtype
+        Type of the values.
+    wanted : Panel or None
+        Which columns; None for all.
+    buffers : Buffers
+        Where memory comes from.
+
+    Returns
+    -------
+    CSRArray, shape (n, n_columns)
+        All rows in order, columns sorted within each row.
+    """
+    from xloader.kernels import rows as kernels
+
+    found = [(p, p.starts[rows], p.lengths[rows]) for p, rows in parts]
+    counts = [lengths for _, _, lengths in found]
+    if wanted is not None:
+        counts = [np.empty_like(lengths) for lengths in counts]
+        for (p, starts, lengths), n in zip(found, counts, strict=True):
+            p._run(kernels.count, (p.columns, starts, lengths, wanted.place, n), lengths)
+    indptr = np.append(0, np.cumsum(np.concatenate(counts)))
+    n_columns = parts[0][0].n_columns
+    data = buffers.empty((int(indptr[-1]),), dtype)
+    indices = buffers.empty(data.shape, np.int32 if n_columns < 2**31 else np.int64)
+    first = 0
+    for p, starts, lengths in found:
+        mine = indptr[first : first + len(starts) + 1]
+        first += len(starts)
+        if wanted is None:
+            args = (p.values, p.columns, starts, mine, data, indices, n_columns)
+            p._run(kernels.copy, args, lengths)
+        else:
+            chosen = (p.values, p.columns, starts, lengths, wanted.place, mine, data, indices)
+            p._run(kernels.select, chosen, lengths)
+    if wanted is None:
+        return CSRArray(data, indices, indptr, (first, n_columns))
+    out = CSRArray(data, indices, indptr, (first, wanted.n))
+    return out if wanted.rising else out.sort_columns()
+
+
+def take_dense(
+    parts: Sequence[Part], dtype: np.dtype[Any], wanted: Panel | None, buffers: Buffers
+) -> npt.NDArray[Any]:
+    """
+    Gather rows that lie in one or several pools into a dense array.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+        Which rows, at least one part.
+    dtype : dtype
+        Type of the values.
+    wanted : Panel or None
+        Which columns; None for all.
+    buffers : Buffers
+        Where memory comes from.
+
+    Returns
+    -------
+    ndarray, shape (n, n_columns)
+        All rows in order, zero where nothing is stored.
+    """
+    from xloader.kernels import rows as kernels
+
+    n = sum(len(rows) for _, rows in parts)
+    n_columns = parts[0][0].n_columns if wanted is None else wanted.n
+    out = buffers.empty((n, n_columns), dtype)
+    place = np.zeros(0, np.int32) if wanted is None else wanted.place
+    first = 0
+    for p, rows in parts:
+        mine = out[first : first + len(rows)]
+        first += len(rows)
+        args = (p.values, p.columns, p.starts[rows], p.lengths[rows], place, mine)
+        p._run(kernels.scatter, args, np.full(len(rows), n_columns))
+    return out
 
 
 def pack(csr: CSRArray, name: str) -> PackedRows:

@@ -11,7 +11,7 @@ from xloader.axes import Int64
 from xloader.batch import split
 from xloader.plan import Batch, Plan
 from xloader.read import Values
-from xloader.source import Loaded, join
+from xloader.source import Loaded, Source
 from xloader.threads import alone
 
 Read = Callable[[int, int], Loaded]
@@ -60,7 +60,7 @@ class _Waiting:
 
 
 def gathered(
-    plan: Plan, epoch: int, steps: Iterable[int], read: Read, ahead: Ahead
+    plan: Plan, source: Source, epoch: int, steps: Iterable[int], read: Read, ahead: Ahead
 ) -> Iterator[tuple[Batch, dict[str, Values]]]:
     """
     Yield the values of some batches, working on the next ones meanwhile.
@@ -69,6 +69,8 @@ def gathered(
     ----------
     plan : Plan
         Says which samples they are.
+    source : Source
+        Cuts them out of pools.
     epoch : int
         Number of the epoch.
     steps : iterable of int
@@ -101,7 +103,7 @@ def gathered(
                 }
                 needed = {p: pools[p] for p in range(first, last + 1)}
                 started = threading.Event() if ahead.group > 1 else None
-                values = gatherer.submit(_gather, group.samples, needed, started)
+                values = gatherer.submit(_gather, source, group.samples, needed, started)
                 waiting.append(_Waiting(group, values, started))
                 if len(waiting) > ahead.groups:
                     yield from _served(waiting)
@@ -131,24 +133,29 @@ def _served(waiting: deque[_Waiting]) -> Iterator[tuple[Batch, dict[str, Values]
 
 
 def _gather(
-    samples: Batch, pools: Mapping[int, Future[Loaded]], started: threading.Event | None
+    source: Source,
+    samples: Batch,
+    pools: Mapping[int, Future[Loaded]],
+    started: threading.Event | None,
 ) -> dict[str, Values]:
     """Cut a group of batches, alone if whoever waits for `started` labels another meanwhile."""
     if started is None:
-        return cut(samples, {p: future.result() for p, future in pools.items()})
+        return cut(source, samples, {p: future.result() for p, future in pools.items()})
     try:
         with alone(started.set):
-            return cut(samples, {p: future.result() for p, future in pools.items()})
+            return cut(source, samples, {p: future.result() for p, future in pools.items()})
     finally:
         started.set()
 
 
-def cut(samples: Batch, pools: Mapping[int, Loaded]) -> dict[str, Values]:
+def cut(source: Source, samples: Batch, pools: Mapping[int, Loaded]) -> dict[str, Values]:
     """
     Cut samples out of the pools that hold them.
 
     Parameters
     ----------
+    source : Source
+        Where the pools were loaded from.
     samples : Batch
         Which ones.
     pools : mapping of int to Loaded
@@ -159,5 +166,7 @@ def cut(samples: Batch, pools: Mapping[int, Loaded]) -> dict[str, Values]:
     dict of str to array, samples first
         One array per variable and windowed coordinate.
     """
-    parts = [loaded.values(samples.ids[samples.pools == p]) for p, loaded in pools.items()]
-    return {name: join([part[name] for part in parts]) for name in parts[0]}
+    if len(pools) == 1:
+        (loaded,) = pools.values()
+        return source.gather([(loaded, samples.ids)])
+    return source.gather([(x, samples.ids[samples.pools == p]) for p, x in pools.items()])

@@ -1,6 +1,7 @@
 """Everything a batch is made of: variables read from storage, and coordinates kept in memory."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,10 @@ from xloader.axes import Int64, Windows
 from xloader.buffers import Allocate, Buffers
 from xloader.contract import Fusion
 from xloader.errors import PlanError, SchemaError
-from xloader.read import Gather, Reader, RowReader, TileReader, Values, make_reader
+from xloader.read import Reader, RowReader, TileReader, Values, make_reader
+
+Loaded = Mapping[str, Any]
+"""What the readers loaded, by variable."""
 
 
 def _refuse_taken_names(ds: xr.Dataset, names: Sequence[Hashable], windows: Windows) -> None:
@@ -154,7 +158,7 @@ class Source:
         """
         return next((r.advice for r in self.readers.values() if r.advice), None)
 
-    def load(self, ids: Int64) -> "Loaded":
+    def load(self, ids: Int64) -> Loaded:
         """
         Read the blocks of some samples.
 
@@ -166,60 +170,29 @@ class Source:
         Returns
         -------
         Loaded
-            In memory; every chunk was decoded once.
+            For `gather`; every chunk was decoded once.
         """
         starts = self.windows.starts_of(ids)
-        return Loaded(self, {name: r.load(starts) for name, r in self.readers.items()})
+        return {name: reader.load(starts) for name, reader in self.readers.items()}
 
-
-class Loaded:
-    """
-    Samples in memory, from which batches are cut.
-
-    Parameters
-    ----------
-    source : Source
-        Where they came from.
-    gathers : mapping of str to Gather
-        What cuts windows, by variable.
-    """
-
-    def __init__(self, source: Source, gathers: Mapping[str, Gather]) -> None:
-        self.source = source
-        self.gathers = gathers
-
-    def values(self, ids: Int64) -> dict[str, Values]:
+    def gather(self, parts: Sequence[tuple[Loaded, Int64]]) -> dict[str, Values]:
         """
-        Cut some samples.
+        Cut samples out of what was loaded.
 
         Parameters
         ----------
-        ids : ndarray of int64, shape (m,)
-            Sample numbers, all of them loaded.
+        parts : sequence of (Loaded, ndarray of int64)
+            Sample numbers, and what they were loaded with; at least one.
 
         Returns
         -------
         dict of str to array, samples first
-            One array per variable and windowed coordinate.
+            One array per variable and windowed coordinate, the samples of all parts in order.
         """
-        starts = self.source.windows.starts_of(ids)
+        started = [(loaded, self.windows.starts_of(ids)) for loaded, ids in parts]
         # small ones first: large ones are cut without the interpreter, which others may have then
-        names = sorted(self.gathers, key=lambda name: self.source.readers[name].sample_nbytes)
-        return {name: self.gathers[name](starts) for name in names}
-
-
-def join(parts: Sequence[Values]) -> Values:
-    """
-    Join samples from several pools.
-
-    Parameters
-    ----------
-    parts : sequence of arrays
-        At least one, samples first.
-
-    Returns
-    -------
-    ndarray or CSRArray
-        All samples in order.
-    """
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        names = sorted(self.readers, key=lambda name: self.readers[name].sample_nbytes)
+        return {
+            name: self.readers[name].gather([(loaded[name], starts) for loaded, starts in started])
+            for name in names
+        }

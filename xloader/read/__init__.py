@@ -9,12 +9,12 @@ from xloader.axes import Int64, Windows
 from xloader.chunks import consecutive, dask_grid, file_grid
 from xloader.contract import Fusion
 from xloader.errors import PerformanceWarning, warn
-from xloader.read.base import Gather, Reader, Values
+from xloader.read.base import Part, Reader, Values
 from xloader.read.chunked import ChunkReader, MemoryReader
 from xloader.read.rows import RowReader
 from xloader.read.tiles import TileReader, make_finish
 
-__all__ = ["Gather", "Reader", "RowReader", "TileReader", "Values", "make_reader"]
+__all__ = ["Part", "Reader", "RowReader", "TileReader", "Values", "make_reader"]
 
 
 def make_reader(

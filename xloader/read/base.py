@@ -1,7 +1,7 @@
 """What reads the windows of one variable: the stored chunks they touch, each decoded once, into memory."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from xloader.buffers import Buffers
 from xloader.csr import CSRArray
 
 Values = npt.NDArray[Any] | CSRArray
-Gather = Callable[[Int64], Values]
-"""Takes window starts ``(m, n_dims)`` and returns their values, windows first."""
+Part = tuple[Any, Int64]
+"""What `Reader.load` returned, and where windows start in it, shape ``(m, n_dims)``."""
 
 
 TELL_AFTER = 2.0
@@ -115,7 +115,7 @@ class Reader(ABC):
         """
 
     @abstractmethod
-    def load(self, starts: Int64) -> Gather:
+    def load(self, starts: Int64) -> Any:
         """
         Decode every chunk that some windows touch, once.
 
@@ -126,8 +126,24 @@ class Reader(ABC):
 
         Returns
         -------
-        Gather
-            What cuts any of these windows.
+        object
+            What `gather` cuts these windows from.
+        """
+
+    @abstractmethod
+    def gather(self, parts: Sequence[Part]) -> Values:
+        """
+        Cut windows out of what was loaded.
+
+        Parameters
+        ----------
+        parts : sequence of Part
+            At least one.
+
+        Returns
+        -------
+        ndarray or CSRArray, windows first
+            The windows of all parts in order.
         """
 
     @property

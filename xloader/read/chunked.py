@@ -1,7 +1,7 @@
 """Windows of any array: from memory, or from rectangular chunks that are decoded once."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dask.threaded
@@ -12,7 +12,10 @@ from typing_extensions import override
 
 from xloader.axes import Int64, Windows
 from xloader.chunks import Grid
-from xloader.read.base import Gather, Reader, Values
+from xloader.read.base import Part, Reader, Values
+
+Table = Mapping[tuple[int, ...], npt.NDArray[Any]]
+"""Chunks by their place in the grid."""
 
 BLOCK_WINDOWS = 8
 """Windows that a block is long, so that what overlaps is decoded once."""
@@ -52,16 +55,21 @@ class MemoryReader(Reader):
         return np.zeros(len(ptr) - 1, np.int64)
 
     @override
-    def load(self, starts: Int64) -> Gather:  # numpydoc ignore=GL08
+    def load(self, starts: Int64) -> None:  # numpydoc ignore=GL08
+        return None
+
+    @override
+    def gather(self, parts: Sequence[Part]) -> Values:  # numpydoc ignore=GL08
+        starts = np.concatenate([starts for _, starts in parts])
         if self.by_row and self.axes[0] == 0:
-            return lambda starts: self.values[starts[:, 0]]
+            return np.asarray(self.values[starts[:, 0]])
+        at = tuple(self.full_starts(starts).T)
         view = np.lib.stride_tricks.sliding_window_view
         if self.values.dtype.kind != "T":
-            windows = view(self.values, self.size)
-            return lambda starts: windows[tuple(self.full_starts(starts).T)]
+            return np.asarray(view(self.values, self.size)[at])
         # strides cannot describe numpy's strings of variable length, but where they are
         places = view(np.arange(self.n_elements).reshape(self.shape), self.size)
-        return lambda starts: self.values.ravel()[places[tuple(self.full_starts(starts).T)]]
+        return np.asarray(self.values.ravel()[places[at]])
 
 
 class ChunkReader(Reader):
@@ -129,12 +137,41 @@ class ChunkReader(Reader):
         return np.asarray(np.minimum(hull, np.diff(ptr) * int(np.prod(touched))) * chunk_nbytes)
 
     @override
-    def load(self, starts: Int64) -> Gather:  # numpydoc ignore=GL08
+    def load(self, starts: Int64) -> Any:  # numpydoc ignore=GL08
         ids = self._touched(self._places(starts))
         chunks = self.grid.fetch(ids)
-        table = {tuple(i): c for i, c in zip(ids.tolist(), chunks, strict=True)}
-        cut = self._rows if self.by_row and self.axes[0] == 0 else self._boxes
-        return lambda starts: cut(table, self._places(starts))
+        return {tuple(i): c for i, c in zip(ids.tolist(), chunks, strict=True)}
+
+    @override
+    def gather(self, parts: Sequence[Part]) -> Values:  # numpydoc ignore=GL08
+        out = self.batches.empty((sum(len(s) for _, s in parts), *self.size), self.dtype)
+        first = 0
+        for loaded, starts in parts:
+            self.cut(loaded, starts, out[first : first + len(starts)])
+            first += len(starts)
+        return out.reshape(len(out), *self.size[1:]) if self._is_rows else out
+
+    @property
+    def _is_rows(self) -> bool:
+        return self.by_row and self.axes[0] == 0
+
+    def cut(self, loaded: Any, starts: Int64, out: npt.NDArray[Any]) -> None:
+        """
+        Cut windows out of one part.
+
+        Parameters
+        ----------
+        loaded : object
+            What `load` returned.
+        starts : ndarray of int64, shape (m, n_dims)
+            Where windows start.
+        out : ndarray, shape (m, *size)
+            Where they go.
+        """
+        if self._is_rows:
+            self._rows(loaded, self._places(starts), out[:, 0])
+        else:
+            self._boxes(loaded, self._places(starts), out)
 
     def _touched(self, places: Int64) -> Int64:
         """Return the chunks that windows touch, each once, sorted, shape (m, ndim)."""
@@ -146,9 +183,8 @@ class ChunkReader(Reader):
         ids = ids[(ids <= np.repeat(last, int(np.prod(spans)), axis=0)).all(axis=1)]
         return np.unique(ids, axis=0)
 
-    def _rows(self, table: Mapping[tuple[int, ...], npt.NDArray[Any]], places: Int64) -> Values:
+    def _rows(self, table: Table, places: Int64, out: npt.NDArray[Any]) -> None:
         """Cut single rows, chunk by chunk."""
-        out = self.batches.empty((len(places), *self.shape[1:]), self.dtype)
         chunk_rows = self._chunk_of(places)[:, 0]
         for row in np.unique(chunk_rows).tolist():
             here = np.flatnonzero(chunk_rows == row)
@@ -159,11 +195,9 @@ class ChunkReader(Reader):
                 )
                 box: Any = (here, *target)
                 out[box] = table[(row, *at)][inside]
-        return out
 
-    def _boxes(self, table: Mapping[tuple[int, ...], npt.NDArray[Any]], places: Int64) -> Values:
+    def _boxes(self, table: Table, places: Int64, out: npt.NDArray[Any]) -> None:
         """Cut windows one by one, each from the chunks it touches."""
-        out = self.batches.empty((len(places), *self.size), self.dtype)
         first = self._chunk_of(places).tolist()
         last = self._chunk_of(places + np.array(self.size) - 1).tolist()
         edges = [e.tolist() for e in self.grid.edges]
@@ -177,4 +211,3 @@ class ChunkReader(Reader):
                     source.append(slice(low - e[k], high - e[k]))
                     target.append(slice(low - s, high - s))
                 window[tuple(target)] = values[tuple(source)]
-        return out

@@ -1,6 +1,7 @@
 """Sparse rows, one by one, straight from storage."""
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +11,8 @@ from typing_extensions import override
 from xloader.arrays import RowArray
 from xloader.axes import Int64, Windows
 from xloader.errors import PerformanceWarning, warn
-from xloader.packed import panel
-from xloader.read.base import Gather, Reader, Values
+from xloader.packed import PackedRows, panel, take, take_dense
+from xloader.read.base import Part, Reader, Values
 
 
 class RowReader(Reader):
@@ -76,7 +77,7 @@ class RowReader(Reader):
         return np.bincount(block, each, len(ptr) - 1).astype(np.int64)
 
     @override
-    def load(self, starts: Int64) -> Gather:  # numpydoc ignore=GL08
+    def load(self, starts: Int64) -> tuple[PackedRows, Int64, Int64]:  # numpydoc ignore=GL08
         unit = self.array.block_rows
         blocks = np.unique(self.rows[starts[:, 0]] // unit)
         cuts = np.flatnonzero(np.diff(blocks) != 1) + 1
@@ -89,11 +90,13 @@ class RowReader(Reader):
             self.count(time.perf_counter() - begin, int(packed.lengths.sum()))
         # storage row -> row of the block, by the range that holds it
         shift = np.append(0, np.cumsum(high - low)[:-1]) - low
-        take = packed.take_dense if self.dense else packed.take
+        return packed, low, shift
 
-        def gather(starts: Int64) -> Values:  # numpydoc ignore=GL08
+    @override
+    def gather(self, parts: Sequence[Part]) -> Values:  # numpydoc ignore=GL08
+        wanted = []
+        for (packed, low, shift), starts in parts:
             rows = self.rows[starts[:, 0]]
-            places = rows + shift[np.searchsorted(low, rows, side="right") - 1]
-            return take(places, self.dtype, self.panel, self.batches)
-
-        return gather
+            wanted.append((packed, rows + shift[np.searchsorted(low, rows, side="right") - 1]))
+        gather = take_dense if self.dense else take
+        return gather(wanted, self.dtype, self.panel, self.batches)

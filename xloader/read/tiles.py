@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from xloader.arrays import TileArray
 from xloader.axes import Int64, Windows
 from xloader.chunks import tile_grid
 from xloader.contract import Fusion
-from xloader.read.base import Gather
 from xloader.read.chunked import ChunkReader
 from xloader.threads import cut, n_threads, run
 
@@ -66,7 +66,7 @@ class TileReader(ChunkReader):
         return np.asarray(super().nbytes(starts, ptr) * each // self.dtype.itemsize)
 
     @override
-    def load(self, starts: Int64) -> Gather:  # numpydoc ignore=GL08
+    def load(self, starts: Int64) -> "_TilePool":  # numpydoc ignore=GL08
         keys = np.unique(self._keys_of(self._places(starts)))
         ij = np.stack(np.divmod(keys, self.n_tiles), axis=1)
         begin = time.perf_counter()
@@ -78,10 +78,7 @@ class TileReader(ChunkReader):
         if finish is not None and finish.whole and shared:
             tiles, finish = self._finished(tiles, ij), None
 
-        def gather(starts: Int64) -> npt.NDArray[Any]:  # numpydoc ignore=GL08
-            return self._gather(tiles, keys, starts, finish)
-
-        return gather
+        return _TilePool(tiles, keys, finish)
 
     def _keys_of(self, places: Int64) -> Int64:
         """Return the stored tile at each place of each window, shape (n, rows, columns)."""
@@ -110,22 +107,32 @@ class TileReader(ChunkReader):
         _on_threads("decode", finish_tiles, args, out)
         return out
 
-    def _gather(
-        self, tiles: npt.NDArray[Any], keys: Int64, starts: Int64, finish: "Finish | None"
-    ) -> npt.NDArray[Any]:
+    @override
+    def cut(
+        self, loaded: "_TilePool", starts: Int64, out: npt.NDArray[Any]
+    ) -> None:  # numpydoc ignore=GL08
         from xloader.kernels.tiles import cut as cut_windows
         from xloader.kernels.tiles import cut_finished
 
-        places = self._places(starts)
-        slots = np.searchsorted(keys, self._keys_of(places))
-        out = self.batches.empty((len(starts), *self.size), self.dtype)
-        args = (tiles, slots, places, self.array.symmetric, out)
+        places, finish = self._places(starts), loaded.finish
+        slots = np.searchsorted(loaded.keys, self._keys_of(places))
+        args = (loaded.tiles, slots, places, self.array.symmetric, out)
         if finish is None:
             _on_threads("gather", cut_windows, args, out)
         else:
             further = (finish.rows, finish.columns, finish.balance, finish.log)
             _on_threads("gather", cut_finished, (*args, self.full_starts(starts), *further), out)
-        return out
+
+
+@dataclass(frozen=True)
+class _TilePool:
+    """Tiles in memory."""
+
+    tiles: npt.NDArray[Any]
+    keys: Int64
+    """Number of each tile, increasing."""
+    finish: "Finish | None"
+    """What is still to be done to windows."""
 
 
 class Finish:
