@@ -163,5 +163,5 @@ def test_bad_input__indices_out_of_range_or_twice(tmp_path, layout):
     with pytest.raises(ReadError, match=r"`m/indices` of .* holds 0 to 1000 .* outside \[0, "):
         array.read_rows(0, 53)
     array = stored(tmp_path / "b.h5", x, set_index(x.indices[2]))
-    with pytest.raises(ReadError, match="stores an element of .* twice.*sum_duplicates"):
+    with pytest.raises(ReadError, match="stores an element twice, .*sum_duplicates"):
         array.read_rows(0, 53)

@@ -223,7 +223,9 @@ def test_damage__errors_name_the_file_and_what_to_do(tmp_path):
     with pytest.raises(ReadError, match="values/c/0/0.*truncated or damaged, convert the source"):
         read_all(store)
     shard.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    with pytest.raises(ReadError, match=r"chunk \(0, 0\) \(rows 0-32\).*values/c/0/0.*do not match their crc32c"):
+    with pytest.raises(
+        ReadError, match=r"chunk \(0, 0\) \(rows 0-32\).*values/c/0/0.*do not match their crc32c"
+    ):
         read_all(store)
     shard.unlink()
     with pytest.raises(ReadError, match="1 of the 1 files of array .*values' are missing"):

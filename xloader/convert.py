@@ -22,13 +22,14 @@ from xloader.open import identify, open_cells, open_contacts, resolutions
 from xloader.store.building import building, check_place, publish
 from xloader.store.layout import TILE, encode, path_of, write_group, write_root
 from xloader.store.rows_writer import RowsWriter
-from xloader.store.staging import stage_dense, stage_order, stage_selection
+from xloader.store.staging import RowSource, StraightRows, stage_dense, stage_rows
 from xloader.store.write import CODECS, describe, manifest, write_label
 from xloader.store.writers import DenseWriter, TileSource, TilesWriter, Writer
 from xloader.threads import n_cpus
 
 Int64 = npt.NDArray[np.int64]
 _STAGING = "~staging"
+_TASKS = 8  # a number of processors would decide on the size of shards
 
 
 def convert(
@@ -174,6 +175,7 @@ class _Job:
     def __init__(self, root: Path, codec: str, budget: int, bar: Any) -> None:
         self.root, self.codec, self.budget, self.bar = root, codec, budget, bar
         self.lock = threading.Lock()
+        self.rung = 0
 
     def group(
         self, name: str, ds: xr.Dataset, order: Int64 | None, max_distance: int | None
@@ -244,47 +246,39 @@ class _Job:
             tiles = TileSource(variable.transpose("bin1", "bin2"))
             near = None if max_distance is None else _near(ds, max_distance)
             return self.fit(
-                lambda b: TilesWriter(path, tiles, near=near, codec=self.codec, budget=b)
+                lambda b: TilesWriter(path, tiles, near=near, codec=self.codec, budget=b), n_cpus()
             )
         view = trace.view(variable)
         if view is not None and isinstance(view.array, RowArray) and variable.dims[0] == "cell":
             rows, columns = view.index
             if len(np.unique(columns)) == len(columns):
-                source, rows = self.stage(view.array, rows, columns, order, staging)
+                source = self.rows(view.array, rows, columns, order, staging)
                 dims = tuple(map(str, variable.dims))
                 return self.fit(
-                    lambda b: RowsWriter(path, source, rows, dims=dims, codec=self.codec, budget=b)
+                    lambda b: RowsWriter(path, source, dims=dims, codec=self.codec, budget=b)
                 )
         if order is not None and "cell" in variable.dims:
             variable = variable.transpose("cell", ...)
             variable = stage_dense(variable, order, staging / "dense", self.budget // 4)
         return self.fit(lambda b: DenseWriter(path, variable, codec=self.codec, budget=b))
 
-    def stage(
+    def rows(
         self, array: RowArray, rows: Int64, columns: Int64, order: Int64 | None, staging: Path
-    ) -> tuple[RowArray, Int64]:
-        """Bring rows and columns into the order wanted, on disk where storage has another one."""
-        nbytes = self.budget // 8
-        everything = np.array_equal(columns, np.arange(array.shape[1]))
+    ) -> RowSource:
+        """Return rows and columns in the order wanted, from disk where storage has another one."""
         if array.by_column:
             _check_scan(array, rows, self.budget)
-        if not everything or array.by_column:
-            wanted, rows = np.unique(rows, return_inverse=True)
-            folder = staging / "selection"
-            folder.mkdir()
-            array = stage_selection(array, wanted, columns, folder, nbytes)
         if order is not None:
             rows = rows[order]
-        if (np.diff(rows) <= 0).any():
-            folder = staging / "order"
-            folder.mkdir()
-            return stage_order(array, rows, folder, nbytes), np.arange(len(rows))
-        return array, rows
+        everything = np.array_equal(columns, np.arange(array.shape[1]))
+        if everything and not array.by_column and (np.diff(rows) > 0).all():
+            return StraightRows(array, rows)
+        return stage_rows(array, rows, columns, staging, self.budget // 16)
 
-    def fit(self, make: Callable[[int], Writer]) -> Writer:
-        """Plan tasks that can run on all processors at the same time, else one by one."""
+    def fit(self, make: Callable[[int], Writer], parts: int = _TASKS) -> Writer:
+        """Plan tasks of which several can run at the same time, else one by one."""
         try:
-            return make(self.budget // n_cpus())
+            return make(self.budget // parts)
         except PlanError:
             return make(self.budget)
 
@@ -293,27 +287,29 @@ class _Job:
         workers = max(1, min(n_cpus(), self.budget // max(writer.task_nbytes, 1)))
         self.bar.total = (self.bar.total or 0) + writer.n_tasks
         self.bar.set_postfix_str(f"{writer.path.name}, {format_bytes(writer.task_nbytes)} a task")
-        rung, need = -1, 0
-        while need > rung:
-            rung = need
+        rung, self.rung = -1, writer.first_rung
+        while self.rung > rung:
+            rung, done = self.rung, self.bar.n
             shutil.rmtree(writer.path, ignore_errors=True)
             writer.create(rung)
             tasks = [dask.delayed(self.task)(writer, k, rung) for k in range(writer.n_tasks)]  # type: ignore[attr-defined]
             # a pool of its own: after a failure, no task is left that still writes
             pool = ThreadPoolExecutor(workers)
             try:
-                need = max(dask.compute(*tasks, scheduler="threads", pool=pool))  # type: ignore[attr-defined, no-untyped-call]
+                dask.compute(*tasks, scheduler="threads", pool=pool)  # type: ignore[attr-defined, no-untyped-call]
             finally:
                 pool.shutdown(cancel_futures=True)
-            if need > rung:
-                self.bar.update(-writer.n_tasks)
+            if self.rung > rung:
+                self.bar.update(done - self.bar.n)
 
-    def task(self, writer: Writer, task: int, rung: int) -> int:
-        """Do one task and advance the progress bar."""
+    def task(self, writer: Writer, task: int, rung: int) -> None:
+        """Do one task, unless all is to be written anew, and advance the progress bar."""
+        if self.rung > rung:
+            return
         need = writer.write(task, rung)
         with self.lock:
+            self.rung = max(self.rung, need)
             self.bar.update()
-        return need
 
 
 def _check_scan(array: RowArray, rows: Int64, budget: int) -> None:

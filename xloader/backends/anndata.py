@@ -20,12 +20,13 @@ from xloader.backends.anndata_frames import (
     is_numeric_frame,
     read_frame,
 )
-from xloader.backends.hdf5 import HDF5Array, close_hdf5, damage_told, open_hdf5, read
+from xloader.backends.hdf5 import HDF5Array, close_hdf5, damage_told, open_hdf5, read, read_ranges
 from xloader.csr import CSRArray
 from xloader.errors import ReadError, SchemaError, warn
 from xloader.schema import cells_dataset
+from xloader.threads import cut, n_threads, run
 
-BLOCK_VALUES = 2**16
+BLOCK_VALUES = 2**17
 """Stored values that a block of rows aims at; HDF5 chunks that hold more make blocks larger."""
 
 SCAN_NBYTES = 64 * 2**20
@@ -100,35 +101,40 @@ class CSRGroup(RowArray):
 
     @override
     def read_rows(self, start: int, stop: int) -> CSRArray:  # numpydoc ignore=GL08
-        bounds = self.indptr[start : stop + 1]
-        span = slice(int(bounds[0]), int(bounds[-1]))
-        indices = read(self.path, f"{self.name}/indices", span)
-        if len(indices) and not 0 <= indices.min() <= indices.max() < self.shape[1]:
+        return self.read_ranges(np.array([start]), np.array([stop]))
+
+    @override
+    def read_ranges(
+        self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
+    ) -> CSRArray:  # numpydoc ignore=GL08
+        rows = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
+        spans = self.indptr[starts], self.indptr[stops]
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(self.indptr[rows + 1] - self.indptr[rows], out=indptr[1:])
+        indices = read_ranges(self.path, f"{self.name}/indices", *spans)
+        indices = indices.astype(indices.dtype.newbyteorder("="), copy=False)
+        falling, outside = _disorder(indices, indptr, self.shape[1])
+        if outside >= 0:
             msg = (
                 f"`{self.name}/indices` of {self.path!r} holds {indices.min()} to {indices.max()} "
-                f"between {span.start} and {span.stop}, outside [0, {self.shape[1]}): the file is "
+                f"from `indptr[{rows[outside]}]` on, outside [0, {self.shape[1]}): the file is "
                 "damaged; get a new copy"
             )
             raise ReadError(msg)
-        data = read(self.path, f"{self.name}/data", span).astype(self.dtype, copy=False)
+        data = read_ranges(self.path, f"{self.name}/data", *spans).astype(self.dtype, copy=False)
         narrow = np.int32 if self.shape[1] < 2**31 else np.int64
-        block = CSRArray(
-            data,
-            indices.astype(narrow, copy=False),
-            bounds - bounds[0],
-            (stop - start, self.shape[1]),
-        )
-        return block if _is_rising(block) else self._sorted(block, start)
+        shape = (len(rows), self.shape[1])
+        block = CSRArray(data, indices.astype(narrow, copy=False), indptr, shape)
+        return block if falling < 0 else self._sorted(block, rows)
 
-    def _sorted(self, block: CSRArray, start: int) -> CSRArray:
+    def _sorted(self, block: CSRArray, rows: npt.NDArray[np.int64]) -> CSRArray:
         """Sort the columns of each row, which not every writer does."""
-        order = np.lexsort((block.indices, block.row_ids()))
-        block = CSRArray(block.data[order], block.indices[order], block.indptr, block.shape)
-        if not _is_rising(block):
+        block = block.sort_columns()
+        twice = _disorder(block.indices, block.indptr, block.shape[1])[0]
+        if twice >= 0:
             msg = (
-                f"`{self.name}` of {self.path!r} stores an element of [{start}, "
-                f"{start + block.shape[0]}) twice; call scipy's `sum_duplicates()` on it and write "
-                "it again"
+                f"`{self.name}` of {self.path!r} stores an element twice, from "
+                f"`indptr[{rows[twice]}]` on; call scipy's `sum_duplicates()` on it and write it again"
             )
             raise ReadError(msg)
         return block
@@ -140,11 +146,16 @@ class CSRGroup(RowArray):
         return self.indptr[stops] - self.indptr[starts]
 
 
-def _is_rising(block: CSRArray) -> bool:
-    rising = block.indices[1:] > block.indices[:-1]
-    ends = block.indptr[(block.indptr > 0) & (block.indptr < block.nnz)]
-    rising[ends - 1] = True
-    return bool(rising.all())
+def _disorder(
+    indices: npt.NDArray[Any], indptr: npt.NDArray[np.int64], n_columns: int
+) -> tuple[int, int]:
+    """Return the first row whose columns do not rise, and the first with one outside, or -1."""
+    from xloader.kernels.scatter import disorder  # numba is imported when rows are first read
+
+    parts = cut(len(indptr) - 1, n_threads() if len(indices) > BLOCK_VALUES else 1)
+    found = run("decode", disorder, [(indices, indptr, n_columns, a, b) for a, b in parts])
+    falling, outside = ([k for k in each if k >= 0] for each in zip(*found, strict=True))
+    return min(falling, default=-1), min(outside, default=-1)
 
 
 class CSCGroup(RowArray):

@@ -1,7 +1,9 @@
 """Contact maps in cooler files: .cool, .mcool, and one cell of a .scool."""
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,11 +20,23 @@ from xloader.backends.hdf5 import damage_told, open_hdf5, read
 from xloader.errors import ReadError
 from xloader.schema import contacts_dataset
 
+Int64 = npt.NDArray[np.int64]
+
 TILE = 128
 """Side of the tiles a cooler is read by, in bins."""
 
 PIXELS = 2**20
-"""Pixels that are held at a time while tiles are filled; about 70 bytes each."""
+"""Pixels that are held at a time while tiles are filled; about 20 bytes each."""
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Successive pixels."""
+
+    start: int
+    """Number of the first."""
+    bin2: npt.NDArray[Any]
+    count: npt.NDArray[Any]
 
 
 class CoolerArray(TileArray):
@@ -79,77 +93,100 @@ class CoolerArray(TileArray):
         return {k: v for k, v in self.__dict__.items() if k != "_indptr"}
 
     @override
-    def read_tiles(self, ij: npt.NDArray[np.int64]) -> npt.NDArray[Any]:  # numpydoc ignore=GL08
+    def read_tiles(self, ij: Int64) -> npt.NDArray[Any]:  # numpydoc ignore=GL08
         out = np.zeros((len(ij), self.tile, self.tile), self.dtype)
         if not len(ij):
             return out
-        left = int(ij[:, 1].min())
-        width = int(ij[:, 1].max()) + 1 - left
         rows = np.unique(ij[:, 0])
         for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
-            first, n_rows = int(run[0]), len(run)
-            mine = np.flatnonzero((ij[:, 0] >= first) & (ij[:, 0] < first + n_rows))
-            slots = np.full((n_rows, width), -1, np.int64)
-            slots[ij[mine, 0] - first, ij[mine, 1] - left] = mine
-            bounds = self._indptr[
-                np.minimum(np.array([first, first + n_rows]) * TILE, self.shape[0])
-            ]
-            for start, stop in _spans(int(bounds[0]), int(bounds[1]), self._chunk):
-                self._fill(out, slots, first, left, start, stop)
-        if self.symmetric:
-            diagonal = np.flatnonzero(ij[:, 0] == ij[:, 1])
-            out[diagonal] += np.triu(out[diagonal], 1).swapaxes(1, 2)
-        return out
+            mine = np.flatnonzero((ij[:, 0] >= run[0]) & (ij[:, 0] <= run[-1]))
+            for span in self._spans(int(run[0]), int(run[-1]) + 1):
+                self._fill(out, ij, mine, self._pixels(*span))
+        return self._mirrored(out, ij)
 
-    def _fill(
-        self,
-        out: npt.NDArray[Any],
-        slots: npt.NDArray[np.int64],
-        first: int,
-        left: int,
-        start: int,
-        stop: int,
-    ) -> None:
-        """Scatter pixels ``[start, stop)`` into the tiles numbered by `slots`, -1 for none."""
-        bin1, bin2 = self._bins_of(start, stop)
-        column = bin2 // TILE - left
-        asked = np.flatnonzero((column >= 0) & (column < slots.shape[1]))
-        slot = slots[bin1[asked] // TILE - first, column[asked]]
-        asked, slot = asked[slot >= 0], slot[slot >= 0]
-        if not len(asked):
-            return
-        count = read(self.path, f"{self.group}/pixels/count", slice(start, stop))
-        place = (slot * TILE + bin1[asked] % TILE) * TILE + bin2[asked] % TILE
-        out.reshape(-1)[place] = count[asked]
+    def read_filled(self, ij: Int64, most: int) -> Iterator[tuple[Int64, npt.NDArray[Any]]]:
+        """
+        Read those of some tiles that may hold anything; pixels are decoded once.
 
-    def _bins_of(
-        self, start: int, stop: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the two bins of pixels ``[start, stop)``; the stored `bin1_id` is redundant."""
+        Parameters
+        ----------
+        ij : ndarray of int64, shape (m, 2)
+            As for `read_tiles`.
+        most : int
+            Tiles to hold at a time.
+
+        Yields
+        ------
+        ij : ndarray of int64, shape (k, 2)
+            Some of the tiles; the others hold only zeros.
+        tiles : ndarray, shape (k, tile, tile)
+            Their values.
+        """
+        from xloader.kernels import scatter  # numba is imported when tiles are first read
+
+        for row in np.unique(ij[:, 0]).tolist():
+            here = ij[ij[:, 0] == row]
+            spans = self._spans(row, row + 1)
+            held = [self._pixels(*span) for span in spans] if len(spans) == 1 else []
+            if held or not spans:
+                filled = np.zeros(-(-self.shape[0] // self.tile), bool)
+                for pixels in held:
+                    scatter.mark(pixels.bin2, self.tile, filled)
+                here = here[filled[here[:, 1]]]
+            for k in range(0, max(len(here), 1), most):  # also without tiles pixels are checked
+                part = here[k : k + most]
+                out = np.zeros((len(part), self.tile, self.tile), self.dtype)
+                for pixels in held or (self._pixels(*span) for span in spans):
+                    self._fill(out, part, np.arange(len(part)), pixels)
+                yield part, self._mirrored(out, part)
+
+    def _spans(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Cut the pixels of some rows of tiles into pieces of about `PIXELS`, at whole chunks."""
+        bounds = np.minimum(np.array([first, last]) * self.tile, self.shape[0])
+        start, stop = self._indptr[bounds].tolist()
+        step = max(PIXELS // self._chunk, 1) * self._chunk
+        edges = [start, *range((start // step + 1) * step, stop, step), stop]
+        return list(itertools.pairwise(edges)) if start < stop else []
+
+    def _pixels(self, start: int, stop: int) -> _Pixels:
+        """Read pixels; the stored `bin1_id` is redundant."""
+        span = slice(start, stop)
+        bin2 = read(self.path, f"{self.group}/pixels/bin2_id", span)
+        count = read(self.path, f"{self.group}/pixels/count", span)
+        bin2 = bin2.astype(bin2.dtype.newbyteorder("="), copy=False)
+        return _Pixels(start, bin2, count.astype(self.dtype, copy=False))
+
+    def _fill(self, out: npt.NDArray[Any], ij: Int64, mine: Int64, pixels: _Pixels) -> None:
+        """Scatter pixels into those tiles of ``out`` that `mine` numbers."""
+        from xloader.kernels import scatter
+
+        n, start = self.shape[0], pixels.start
         top = int(np.searchsorted(self._indptr, start, "right")) - 1
-        bottom = int(np.searchsorted(self._indptr, stop, "left"))
-        lengths = np.diff(np.clip(self._indptr[top : bottom + 1], start, stop))
-        bin1 = np.arange(top, bottom).repeat(lengths.astype(np.int64))
-        bin2 = read(self.path, f"{self.group}/pixels/bin2_id", slice(start, stop)).astype(np.int64)
-        wrong = (bin2 >= self.shape[0]) | (bin2 < (bin1 if self.symmetric else 0))
-        if wrong.any():
-            k = int(np.argmax(wrong))
+        bottom = int(np.searchsorted(self._indptr, start + len(pixels.bin2), "left"))
+        rows = top // self.tile, -(-bottom // self.tile)
+        left, right = (int(ij[mine, 1].min()), int(ij[mine, 1].max()) + 1) if len(mine) else (0, 0)
+        slots = np.full((rows[1] - rows[0], right - left), -1)
+        here = mine[(ij[mine, 0] >= rows[0]) & (ij[mine, 0] < rows[1])]
+        slots[ij[here, 0] - rows[0], ij[here, 1] - left] = here
+        at = (start, top, bottom)
+        place = (slots, (rows[0], left), out, n, self.symmetric)
+        wrong = scatter.pixels(pixels.bin2, pixels.count, self._indptr, *at, *place)
+        if wrong >= 0:
+            bin1 = int(np.searchsorted(self._indptr, start + wrong, "right")) - 1
             msg = (
-                f"pixel {start + k} of {self.path!r} lies at bins ({bin1[k]}, {bin2[k]}), outside "
-                f"the {'upper triangle' if self.symmetric else 'square'} of {self.shape[0]} bins: the "
-                "file is damaged; get a new copy"
+                f"pixel {start + wrong} of {self.path!r} lies at bins ({bin1}, "
+                f"{pixels.bin2[wrong]}), outside the "
+                f"{'upper triangle' if self.symmetric else 'square'} of {n} bins: the file is "
+                "damaged; get a new copy"
             )
             raise ReadError(msg)
-        return bin1, bin2
 
-
-def _spans(start: int, stop: int, chunk: int) -> Iterator[tuple[int, int]]:
-    """Cut ``[start, stop)`` into pieces of about `PIXELS` at multiples of `chunk`."""
-    step = max(PIXELS // chunk, 1) * chunk
-    while start < stop:
-        end = min((start // step + 1) * step, stop)
-        yield start, end
-        start = end
+    def _mirrored(self, tiles: npt.NDArray[Any], ij: Int64) -> npt.NDArray[Any]:
+        """Complete tiles on the diagonal."""
+        if self.symmetric:
+            diagonal = np.flatnonzero(ij[:, 0] == ij[:, 1])
+            tiles[diagonal] += np.triu(tiles[diagonal], 1).swapaxes(1, 2)
+        return tiles
 
 
 class CoolerBackendEntrypoint(BackendEntrypoint):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from xloader.arrays import Key, StoredArray
+from xloader.backends import hdf5_chunks
 from xloader.errors import ReadError, XloaderError
 
 _MAX_OPEN = 32
@@ -143,8 +144,60 @@ def read(path: str, name: str, key: Any = ()) -> npt.NDArray[Any]:
     ReadError
         If the bytes cannot be read or decoded.
     """
+    keys = key if isinstance(key, tuple) else (key,)
     with damage_told(f"{name!r} of {path!r}"):
-        return np.asarray(open_hdf5(path)[name][key])
+        dataset = open_hdf5(path)[name]
+        box = _box_of(keys, dataset.shape) if hdf5_chunks.decodable(dataset) else None
+        if box is None:
+            return np.asarray(dataset[key])
+        single = tuple(0 if isinstance(k, int) else slice(None) for k in keys)
+        return np.asarray(hdf5_chunks.read_box(dataset, box)[single])
+
+
+def read_ranges(
+    path: str, name: str, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
+) -> npt.NDArray[Any]:
+    """
+    Read several ranges of a one-dimensional dataset; each of its chunks is decoded once.
+
+    Parameters
+    ----------
+    path : str
+        Path of the file.
+    name : str
+        Path of the dataset inside it.
+    starts, stops : ndarray of int64, shape (m,)
+        Half-open ranges.
+
+    Returns
+    -------
+    ndarray
+        All ranges, joined, as stored.
+
+    Raises
+    ------
+    ReadError
+        If the bytes cannot be read or decoded.
+    """
+    with damage_told(f"{name!r} of {path!r}"):
+        return hdf5_chunks.read_ranges(open_hdf5(path)[name], starts, stops)
+
+
+def _box_of(keys: tuple[Any, ...], shape: tuple[int, ...]) -> list[tuple[int, int]] | None:
+    """Return the bounds that an index means, or None if it is no box."""
+    if len(keys) > len(shape) or not all(isinstance(k, int | slice) for k in keys):
+        return None
+    box = []
+    k: Any
+    for k, n in zip((*keys, *[slice(None)] * (len(shape) - len(keys))), shape, strict=True):
+        if isinstance(k, int):
+            box.append((range(n)[k], range(n)[k] + 1))
+        else:
+            start, stop, step = k.indices(n)
+            if step != 1:
+                return None
+            box.append((start, max(start, stop)))
+    return box
 
 
 class HDF5Array(StoredArray):

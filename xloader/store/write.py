@@ -1,7 +1,6 @@
 """Writing a store: its zarr arrays, its labels, and the list of all files that makes it whole."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xloader.errors import ReadError
+from xloader.store.keys import Keys
 from xloader.store.layout import (
     checksum,
     encode,
-    join_values,
     metadata_of,
     split_values,
     write_group,
 )
+from xloader.store.places import listing
 
 Int64 = npt.NDArray[np.int64]
 
@@ -69,17 +68,41 @@ def create_array(
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
 
-    # lz4hc takes long for fractions and saves nothing
-    fractions = kind == "counts" and np.dtype(kwargs["dtype"]).kind not in "iub"
-    cname, clevel = _COMPRESSION[codec]["dense" if fractions else kind]
-    shuffle: Any = "bitshuffle" if kind == "tiles" else "shuffle"
-    blosc = BloscCodec(cname=cname, clevel=clevel, shuffle=shuffle)
+    cname, clevel, shuffle = compression(codec, kind, kwargs["dtype"])
     return zarr.create_array(
         str(path),
-        compressors=[blosc, Crc32cCodec()],
+        compressors=[BloscCodec(cname=cname, clevel=clevel, shuffle=shuffle), Crc32cCodec()],
         config={"write_empty_chunks": empty_chunks},
         **kwargs,
     )
+
+
+def compression(codec: str, kind: str, dtype: npt.DTypeLike) -> tuple[Any, int, Any]:
+    """
+    Return how chunks are compressed by blosc.
+
+    Parameters
+    ----------
+    codec : {"fast", "small"}
+        Name of the codec.
+    kind : {"counts", "deltas", "tiles", "dense"}
+        What they hold.
+    dtype : dtype-like
+        Type of the elements.
+
+    Returns
+    -------
+    name : str
+        Compressor.
+    level : int
+        How hard it tries.
+    shuffle : {"shuffle", "bitshuffle"}
+        Filter before it.
+    """
+    # lz4hc takes long for fractions and saves nothing
+    fractions = kind == "counts" and np.dtype(dtype).kind not in "iub"
+    name, level = _COMPRESSION[codec]["dense" if fractions else kind]
+    return name, level, "bitshuffle" if kind == "tiles" else "shuffle"
 
 
 def write_label(group: Path, path: str, variable: xr.Variable, where: str) -> dict[str, Any]:
@@ -127,41 +150,6 @@ def write_label(group: Path, path: str, variable: xr.Variable, where: str) -> di
     return {"layout": "label", "path": path, **describe(variable, where), **description}
 
 
-def read_label(group: Path, description: Mapping[str, Any]) -> npt.NDArray[Any]:
-    """
-    Read what `write_label` wrote.
-
-    Parameters
-    ----------
-    group : Path
-        Directory of its group.
-    description : mapping
-        What `write_label` returned.
-
-    Returns
-    -------
-    ndarray
-        Equal to the original, and of the same dtype.
-
-    Raises
-    ------
-    ReadError
-        If an array is missing or damaged.
-    """
-    import zarr
-
-    names = ("codes", "categories") if "others" in description else ("",)
-    arrays = {}
-    for name in names:
-        path = group / description["path"] / name
-        try:
-            arrays[name] = np.asarray(zarr.open_array(str(path), mode="r")[...])
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as e:
-            msg = f"cannot read label {str(path)!r}: {e}; the store is damaged, convert the source again"
-            raise ReadError(msg) from e
-    return join_values(arrays, description)
-
-
 def describe(variable: xr.Variable, where: str) -> dict[str, Any]:
     """
     Return what every variable is described by.
@@ -204,67 +192,9 @@ def manifest(store: Path) -> dict[str, Any]:
         metadata = metadata_of(Path(folder))
         if metadata["node_type"] == "array":
             name = Path(folder).relative_to(store).as_posix()
-            runs = _runs(_files(Path(folder), metadata))
+            runs = _runs(Keys(metadata).numbers(listing(Path(folder)) or []))
             arrays[name] = {"metadata": checksum(metadata), "files": runs}
     return dict(sorted(arrays.items()))
-
-
-def check_arrays(store: Path, arrays: Mapping[str, Any], below: str) -> None:
-    """
-    Check arrays against the list that was made when the store was complete.
-
-    zarr reads a missing file as the fill value: without this, labels would silently be wrong.
-
-    Parameters
-    ----------
-    store : Path
-        Directory of the store.
-    arrays : mapping
-        What `manifest` returned.
-    below : str
-        Path of the group whose arrays are checked; empty for all.
-
-    Raises
-    ------
-    ReadError
-        If metadata of an array were changed, or one of its files is missing.
-    """
-    for name, entry in arrays.items():
-        if below and not name.startswith(f"{below}/"):
-            continue
-        metadata = metadata_of(store / name)
-        if checksum(metadata) != entry["metadata"]:
-            msg = (
-                f"the metadata of array {str(store / name)!r} do not match their checksum: its "
-                "zarr.json is damaged or was edited; convert the source again"
-            )
-            raise ReadError(msg)
-        expected = [np.arange(a, b) for a, b in entry["files"]]
-        listed = np.concatenate([np.arange(0), *expected])
-        lost = np.setdiff1d(listed, _files(store / name, metadata))
-        if len(lost):
-            msg = (
-                f"{len(lost)} of the {len(listed)} files of array {str(store / name)!r} are missing "
-                f"(the first is number {lost[0]} in row-major order); convert the source again"
-            )
-            raise ReadError(msg)
-
-
-def _files(array: Path, metadata: dict[str, Any]) -> Int64:
-    """Return the numbers of the files of an array, shards or chunks, sorted."""
-    shape, sides = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
-    if not shape:
-        return np.arange(int((array / "c").exists()))
-    grid = [-(-n // s) for n, s in zip(shape, sides, strict=True)]
-    root = array / "c"
-    found = [
-        tuple(map(int, (Path(folder) / name).relative_to(root).parts))
-        for folder, _, names in os.walk(root)
-        for name in names
-        if name.isdecimal()  # a desktop or network file system may leave files of its own
-    ]
-    places = np.array(found, np.int64).reshape(-1, len(shape))
-    return np.sort(np.ravel_multi_index(tuple(places.T), grid)) if found else np.arange(0)
 
 
 def _runs(numbers: Int64) -> list[list[int]]:

@@ -15,8 +15,9 @@ from xloader import trace
 from xloader.arrays import TileArray
 from xloader.errors import PlanError
 from xloader.store.layout import BLOCK_ROWS, SHARD_SIDE, TILE
+from xloader.store.narrow import narrowed, rung_of, types_for
+from xloader.store.shard_writer import WAITING_NBYTES, Shard, Shards
 from xloader.store.staging import read_dense
-from xloader.store.write import create_array
 
 Int64 = npt.NDArray[np.int64]
 
@@ -25,61 +26,9 @@ SHARD_NBYTES = 64 * 2**20
 
 _DENSE_CHUNK_NBYTES = 2**18
 _STRIPE = 4 * TILE
-
-
-def types_for(dtype: np.dtype[Any], *, bits: Sequence[int], floats: bool) -> list[np.dtype[Any]]:
-    """
-    Return the types that may hold some values exactly.
-
-    Parameters
-    ----------
-    dtype : dtype
-        Their own type.
-    bits : sequence of int
-        Widths of the unsigned integers to try.
-    floats : bool
-        Whether fractions may turn out to be integers.
-
-    Returns
-    -------
-    list of dtype
-        Narrowest first, their own one last.
-    """
-    if dtype.kind == "c" or (dtype.kind == "f" and not floats):
-        return [dtype]
-    narrow = [np.dtype(f"u{b // 8}") for b in bits if b // 8 <= dtype.itemsize]
-    return [*(d for d in narrow if d != dtype), dtype]
-
-
-def rung_of(values: npt.NDArray[Any], types: Sequence[np.dtype[Any]], at_least: int) -> int:
-    """
-    Return which type holds some values exactly.
-
-    Parameters
-    ----------
-    values : ndarray
-        Any values.
-    types : sequence of dtype
-        What `types_for` returned.
-    at_least : int
-        Where to begin.
-
-    Returns
-    -------
-    int
-        Place among them.
-    """
-    last = len(types) - 1
-    if at_least == last or values.size == 0:
-        return at_least
-    low, high = values.min(), values.max()
-    # a NaN fails the first comparison
-    if not low >= 0 or not np.isfinite(high):
-        return last
-    if values.dtype.kind == "f" and not np.array_equal(values, np.floor(values)):
-        return last
-    fits = (k for k in range(at_least, last) if int(high) <= np.iinfo(types[k]).max)
-    return next(fits, last)
+_TILES = 256
+_COPIES = 4
+_SOURCE_NBYTES = 2**25
 
 
 class Writer(ABC):
@@ -87,7 +36,7 @@ class Writer(ABC):
     Writes one variable, in tasks that touch no shard in common.
 
     The narrowest type that holds all values is known only at the end: a task that meets a value
-    too large for the rung it is given writes nothing and returns the rung that it needs.
+    too large for the rung it is given stops and returns the rung that it needs.
 
     Parameters
     ----------
@@ -101,6 +50,8 @@ class Writer(ABC):
     """Number of tasks; they may run at the same time."""
     task_nbytes: int
     """Bytes that one task needs at most."""
+    first_rung: int = 0
+    """The rung that is known to be needed."""
 
     def __init__(self, path: Path, ladder: Sequence[np.dtype[Any]]) -> None:
         self.path = path
@@ -132,7 +83,7 @@ class Writer(ABC):
         Returns
         -------
         int
-            The rung that the values need; they were written if it equals `rung`.
+            The rung that the values need at least; they were written if it equals `rung`.
 
         Raises
         ------
@@ -213,7 +164,7 @@ class DenseWriter(Writer):
 
     @override
     def create(self, rung: int) -> None:  # numpydoc ignore=GL08
-        self._array = create_array(
+        self._array = Shards(
             self.path,
             codec=self.codec,
             kind="dense",
@@ -230,7 +181,8 @@ class DenseWriter(Writer):
         values = read_dense(self.variable[part])
         need = rung_of(values, self.ladder, rung)
         if need == rung:
-            self._array[part] = values.astype(self.ladder[rung], copy=False)
+            place = (task,) + (0,) * (values.ndim - 1)
+            self._array.write(place, narrowed(values, self.ladder[rung]))
         return need
 
     @override
@@ -257,6 +209,54 @@ class TileSource:
         self.symmetric = bool(
             self.array and self.array.symmetric and np.array_equal(self.index[0], self.index[1])
         )
+        self.whole = bool(
+            self.array
+            and self.array.tile == TILE
+            and all(np.array_equal(i, np.arange(self.array.shape[0])) for i in self.index)
+        )
+        self.stripe = TILE if self.whole else _STRIPE
+
+    def tiles(self, ij: Int64, most: int) -> Iterator[tuple[Int64, npt.NDArray[Any]]]:
+        """
+        Read tiles.
+
+        Parameters
+        ----------
+        ij : ndarray of int64, shape (m, 2)
+            Distinct tile rows and columns of one stripe, sorted.
+        most : int
+            Tiles to hold at a time, at least those of a column of the stripe.
+
+        Yields
+        ------
+        ij : ndarray of int64, shape (k, 2)
+            Some of the tiles; those that are left out hold only zeros.
+        tiles : ndarray, shape (k, TILE, TILE)
+            Their values; what lies beyond the map is zero.
+        """
+        if self.array is not None and self.whole:
+            most = min(most, _TILES)
+            filled = getattr(self.array, "read_filled", None)
+            if filled is not None:
+                yield from filled(ij, most)
+                return
+            for k in range(0, len(ij), most):
+                yield ij[k : k + most], self.array.read_tiles(ij[k : k + most])
+            return
+        wide = most * TILE // self.stripe
+        for block in np.unique(ij[:, 1] // wide).tolist():
+            here = ij[ij[:, 1] // wide == block]
+            yield here, self._cut(here)
+
+    def _cut(self, ij: Int64) -> npt.NDArray[Any]:
+        """Read a rectangle and cut it into tiles."""
+        low, high = ij.min(axis=0), ij.max(axis=0) + 1
+        (r0, c0), (r1, c1) = low * TILE, np.minimum(high * TILE, self.variable.shape)
+        padded = np.zeros((high - low) * TILE, self.dtype)
+        padded[: r1 - r0, : c1 - c0] = self.read(int(r0), int(r1), int(c0), int(c1))
+        rows, columns = high - low
+        i, j = (ij - low).T
+        return np.asarray(padded.reshape(rows, TILE, columns, TILE).swapaxes(1, 2)[i, j])
 
     def read(self, r0: int, r1: int, c0: int, c1: int) -> npt.NDArray[Any]:
         """
@@ -336,28 +336,19 @@ class TilesWriter(Writer):
         self.n = source.variable.shape[0]
         self.side = min(SHARD_SIDE, -(-self.n // TILE) * TILE)
         self.near = near
-        one = self._nbytes(1)
-        if one > budget:
-            raise too_large(path, f"one shard of {self.side} x {self.side} bins", one, budget)
-        shards = -(-self.n // self.side)
-        wide = next(k for k in range(shards, 0, -1) if self._nbytes(k) <= budget)
-        self.task_nbytes = self._nbytes(wide)
-        self.tasks = [
-            (i, a, min(a + wide, shards))
-            for i in range(shards)
-            for a in range(i if source.symmetric else 0, shards, wide)
-        ]
-        self.n_tasks = len(self.tasks)
-
-    def _nbytes(self, shards: int) -> int:
-        # the shards side by side, two stripes of the source, and zarr's copies of one shard
-        itemsize = self.ladder[0].itemsize
-        wide = self.side * itemsize + 2 * min(_STRIPE, self.side) * self.source.dtype.itemsize
-        return int(self.side * (shards * wide + 3 * self.side * itemsize))
+        n_shards = -(-self.n // self.side)
+        fixed = _SOURCE_NBYTES + n_shards * 2 * WAITING_NBYTES
+        each = _COPIES * TILE * TILE * source.dtype.itemsize
+        least = source.stripe // TILE
+        self.most = min((budget - fixed) // each, least * -(-self.n // TILE))
+        self.task_nbytes = fixed + max(self.most, least) * each
+        if self.most < least:
+            raise too_large(path, f"{source.stripe} x {TILE} bins", self.task_nbytes, budget)
+        self.n_tasks = n_shards
 
     @override
     def create(self, rung: int) -> None:  # numpydoc ignore=GL08
-        self._array = create_array(
+        self._array = Shards(
             self.path,
             codec=self.codec,
             kind="tiles",
@@ -370,32 +361,22 @@ class TilesWriter(Writer):
 
     @override
     def write(self, task: int, rung: int) -> int:  # numpydoc ignore=GL08
-        row, first, last = self.tasks[task]
-        r0, r1 = row * self.side, min((row + 1) * self.side, self.n)
-        c0, c1 = first * self.side, min(last * self.side, self.n)
-        shards = np.zeros((r1 - r0, c1 - c0), self.ladder[rung])
-        need = rung
-        for r in range(r0, r1, _STRIPE):
-            stop, left = min(r + _STRIPE, r1), max(c0, r if self.source.symmetric else 0)
-            wanted = self._wanted(r, stop)
-            columns = np.flatnonzero(wanted.any(axis=0))
-            left = max(left, int(columns[0]) * TILE)
-            right = min(c1, (int(columns[-1]) + 1) * TILE)
-            if left >= right:
-                continue
-            part = self.source.read(r, stop, left, right)
-            mask = wanted.repeat(TILE, axis=1)[:, left:right]
-            for k, keep in enumerate(mask):
-                part[k * TILE : (k + 1) * TILE, ~keep] = 0
-            need = rung_of(part, self.ladder, need)
-            if need == rung:
-                shards[r - r0 : stop - r0, left - c0 : right - c0] = part
-        if need == rung:
-            for c in range(0, c1 - c0, self.side):
-                shard = shards[:, c : c + self.side]
-                if shard.any():
-                    self._array[r0:r1, c0 + c : c0 + c + shard.shape[1]] = shard
-        return need
+        first = task if self.source.symmetric else 0
+        each, stripe = self.side // TILE, self.source.stripe
+        shards = [Shard(self._array, (task, k)) for k in range(first, self.n_tasks)]
+        stop = min((task + 1) * self.side, self.n)
+        for r in range(task * self.side, stop, stripe):
+            wanted = np.argwhere(self._wanted(r, min(r + stripe, stop)))
+            for ij, tiles in self.source.tiles(wanted + np.array([r // TILE, 0]), self.most):
+                need = rung_of(tiles, self.ladder, rung)
+                if need > rung:
+                    return need
+                pairs = zip(ij.tolist(), narrowed(tiles, self.ladder[rung]), strict=True)
+                for (i, j), tile in pairs:
+                    shards[j // each - first].add((i % each, j % each), tile)
+        for shard in shards:
+            shard.close()
+        return rung
 
     def _wanted(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
         """Return which tiles of some rows are written, shape (n_tile_rows, n_tiles)."""
