@@ -15,6 +15,7 @@ from xloader.backends.cooler_groups import coolers
 from xloader.backends.hdf5 import damage_told, open_hdf5
 from xloader.errors import SchemaError
 from xloader.store.layout import missing, read_root
+from xloader.store.places import Url, place_of
 
 _OPENERS = {"contacts": "xl.open_contacts", "cells": "xl.open_cells"}
 
@@ -26,7 +27,7 @@ def identify(path: str | os.PathLike[str]) -> tuple[str, str]:
     Parameters
     ----------
     path : str or path-like
-        A file, ``file::group`` or the directory of a store.
+        A file, ``file::group`` or the directory or URL of a store.
 
     Returns
     -------
@@ -40,7 +41,10 @@ def identify(path: str | os.PathLike[str]) -> tuple[str, str]:
     SchemaError
         If it is something else.
     """
-    file = Path(os.fsdecode(path).partition("::")[0])
+    place = place_of(path)
+    if isinstance(place, Url):
+        return "xloader", str(read_root(place)["kind"])
+    file = Path(str(place).partition("::")[0])
     if not file.exists():
         raise missing(file)
     if file.is_dir():
@@ -63,9 +67,13 @@ def identify(path: str | os.PathLike[str]) -> tuple[str, str]:
 def _engine(path: str | os.PathLike[str], kind: str) -> str:
     engine, found = identify(path)
     if found != kind:
-        msg = f"{os.fsdecode(path)!r} holds {found}, not {kind}; open it with {_OPENERS[found]}"
+        msg = f"{str(place_of(path))!r} holds {found}, not {kind}; open it with {_OPENERS[found]}"
         raise SchemaError(msg)
     return engine
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    return os.fsdecode(path).removeprefix("file://")
 
 
 def open_contacts(
@@ -81,7 +89,8 @@ def open_contacts(
     Parameters
     ----------
     path : str or path-like
-        A ``.cool`` or ``.mcool`` file, ``file::group``, or a store made by `convert`.
+        A ``.cool`` or ``.mcool`` file, ``file::group``, or a store made by `convert`: its directory,
+        or any URL of it that fsspec opens.
     resolution : int, optional
         Bin size, in bp. Default: the only one there is.
     view : str or sequence of str, optional
@@ -105,7 +114,7 @@ def open_contacts(
         If it holds something else, or lacks this resolution, chromosome or region.
     """
     engine = _engine(path, "contacts")
-    ds = xr.open_dataset(os.fsdecode(path), engine=engine, chunks=chunks, resolution=resolution)
+    ds = xr.open_dataset(_text(path), engine=engine, chunks=chunks, resolution=resolution)
     if view is None:
         return ds
     regions = [view] if isinstance(view, str) else list(view)
@@ -156,7 +165,8 @@ def open_cells(
     Parameters
     ----------
     path : str or path-like
-        An ``.h5ad`` file, or a store made by `convert`.
+        An ``.h5ad`` file, or a store made by `convert`: its directory, or any URL of it that fsspec
+        opens.
     chunks : dict, int, "auto" or None, optional
         As for `xarray.open_dataset`. Default ``{}``: dask arrays in pieces that suit the file; None:
         xarray's own lazy arrays.
@@ -173,7 +183,7 @@ def open_cells(
     SchemaError
         If it holds something else.
     """
-    return xr.open_dataset(os.fsdecode(path), engine=_engine(path, "cells"), chunks=chunks)
+    return xr.open_dataset(_text(path), engine=_engine(path, "cells"), chunks=chunks)
 
 
 def resolutions(path: str | os.PathLike[str]) -> list[int]:
@@ -198,7 +208,7 @@ def resolutions(path: str | os.PathLike[str]) -> list[int]:
         If it holds something else.
     """
     if _engine(path, "contacts") == "xloader":
-        return store_backend.resolutions(os.fsdecode(path))
-    file, _, group = os.fsdecode(path).partition("::")
+        return store_backend.resolutions(path)
+    file, _, group = _text(path).partition("::")
     with damage_told(repr(file)):
         return [size for size in coolers(file, "/" + group.strip("/")) if size is not None]

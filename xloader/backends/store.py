@@ -1,8 +1,7 @@
-"""The training store as a lazy labelled Dataset; read straight from mapped shards, without zarr."""
+"""The training store as a lazy labelled Dataset; read from mapped shards or any URL, without zarr."""
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,12 @@ from xloader.arrays import Key, RowArray, StoredArray, TileArray
 from xloader.buffers import Buffers
 from xloader.csr import CSRArray
 from xloader.errors import ReadError, SchemaError
-from xloader.packed import PackedRows
+from xloader.packed import PackedRows, ranges
 from xloader.schema import keep_labels, lazy
 from xloader.store.blocks import RowBlocks
 from xloader.store.layout import BLOCK_ROWS, TILE, decode, read_root, root_attributes
-from xloader.store.shards import ShardedArray
-from xloader.store.write import check_arrays, read_label
+from xloader.store.opened import Arrays, ChunkedArray
+from xloader.store.places import Place, Url, place_of
 
 Int64 = npt.NDArray[np.int64]
 
@@ -31,7 +30,7 @@ class StoreRows(RowArray):
 
     Parameters
     ----------
-    values, deltas : ShardedArray, shape (n_chunks, width)
+    values, deltas : ChunkedArray, shape (n_chunks, width)
         Values, and differences of columns within each row.
     indptr : ndarray of int64, shape (n_rows + 1,)
         First value of each row, and their number.
@@ -45,8 +44,8 @@ class StoreRows(RowArray):
 
     def __init__(
         self,
-        values: ShardedArray,
-        deltas: ShardedArray,
+        values: ChunkedArray,
+        deltas: ChunkedArray,
         indptr: Int64,
         shape: tuple[int, int],
         dtype: npt.DTypeLike,
@@ -94,8 +93,13 @@ class StoreRows(RowArray):
     def read_packed(
         self, starts: Int64, stops: Int64, buffers: Buffers
     ) -> PackedRows:  # numpydoc ignore=GL08
-        rows = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
-        blocks, of = np.unique(rows // BLOCK_ROWS, return_inverse=True)
+        rows = ranges(starts, stops)
+        blocks = rows // BLOCK_ROWS
+        steps = np.diff(blocks, prepend=-1)
+        if steps.size and steps.min() >= 0:  # increasing rows, which pools of blocks are
+            blocks, of = blocks[steps > 0], np.cumsum(steps > 0) - 1
+        else:
+            blocks, of = np.unique(blocks, return_inverse=True)
         chunks, first = self.blocks.chunks_of(blocks)
         places = np.stack([chunks, np.zeros_like(chunks)], axis=1)
         values, columns = (
@@ -130,7 +134,7 @@ class StoreTiles(TileArray):
 
     Parameters
     ----------
-    array : ShardedArray, shape (n_bins, n_bins)
+    array : ChunkedArray, shape (n_bins, n_bins)
         Tiles.
     dtype : dtype-like
         Type of the counts as xarray sees them.
@@ -140,7 +144,7 @@ class StoreTiles(TileArray):
 
     is_converted = True
 
-    def __init__(self, array: ShardedArray, dtype: npt.DTypeLike, *, symmetric: bool) -> None:
+    def __init__(self, array: ChunkedArray, dtype: npt.DTypeLike, *, symmetric: bool) -> None:
         super().__init__(array.shape[0], dtype, TILE, symmetric=symmetric)
         self.array = array
         array.whose = _bins_of
@@ -166,7 +170,7 @@ class StoreDense(StoredArray):
 
     Parameters
     ----------
-    array : ShardedArray
+    array : ChunkedArray
         Chunks.
     dtype : dtype-like
         Type of the values as xarray sees them.
@@ -174,7 +178,7 @@ class StoreDense(StoredArray):
 
     is_converted = True
 
-    def __init__(self, array: ShardedArray, dtype: npt.DTypeLike) -> None:
+    def __init__(self, array: ChunkedArray, dtype: npt.DTypeLike) -> None:
         super().__init__(array.shape, dtype)
         self.array = array
         array.whose = self._rows_of
@@ -210,7 +214,13 @@ class StoreBackendEntrypoint(BackendEntrypoint):
     def guess_can_open(self, filename_or_obj: Any) -> bool:  # numpydoc ignore=GL08
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
-        return "xloader" in root_attributes(Path(os.fsdecode(filename_or_obj)))
+        place = place_of(filename_or_obj)
+        if isinstance(place, Url):  # name the engine: guessing asks no server
+            return False
+        try:
+            return "xloader" in root_attributes(place)
+        except ReadError:
+            return False
 
     @override
     def open_dataset(
@@ -226,7 +236,7 @@ class StoreBackendEntrypoint(BackendEntrypoint):
         Parameters
         ----------
         filename_or_obj : str or path-like
-            Directory of the store.
+            Directory of the store, or any URL of it that fsspec opens.
         drop_variables : str or iterable of str, optional
             Variables to leave out.
         resolution : int, optional
@@ -244,12 +254,11 @@ class StoreBackendEntrypoint(BackendEntrypoint):
         SchemaError
             If it is no store, or has no such resolution.
         """
-        store = Path(os.fsdecode(filename_or_obj))
+        store = place_of(filename_or_obj)
         root = read_root(store)
         name = _choose(store, root, resolution)
         try:
-            check_arrays(store, root["arrays"], name)
-            ds = _group(store / name, name, root)
+            ds = _group(Arrays(store, root["arrays"], name), name, root["groups"][name])
         except (KeyError, TypeError, AttributeError, IndexError) as e:
             msg = f"the metadata of store {str(store)!r} are damaged ({e!r}); convert the source again"
             raise ReadError(msg) from e
@@ -257,32 +266,36 @@ class StoreBackendEntrypoint(BackendEntrypoint):
         return ds.drop_vars(drop, errors="ignore")
 
 
-def resolutions(path: str | Path) -> list[int]:
+def resolutions(path: str | os.PathLike[str]) -> list[int]:
     """
     List the resolutions of a store of contact maps.
 
     Parameters
     ----------
-    path : str or Path
-        Directory of the store.
+    path : str or path-like
+        Directory of the store, or a URL.
 
     Returns
     -------
     list of int
         Bin sizes, in bp, increasing; empty for variable bins and for cells.
     """
-    names = [name.partition("/")[2] for name in read_root(Path(path))["groups"]]
+    return _resolutions(read_root(place_of(path)))
+
+
+def _resolutions(root: Mapping[str, Any]) -> list[int]:
+    names = [name.partition("/")[2] for name in root["groups"]]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def _choose(store: Path, root: Mapping[str, Any], resolution: int | None) -> str:
+def _choose(store: Place, root: Mapping[str, Any], resolution: int | None) -> str:
     names = list(root["groups"])
     if resolution is None and len(names) == 1:
         return str(names[0])
     name = f"resolutions/{resolution}"
     if resolution is not None and name in names:
         return name
-    found = ", ".join(map(str, resolutions(store))) or "none: its bins have no single size"
+    found = ", ".join(map(str, _resolutions(root))) or "none: its bins have no single size"
     if root["kind"] != "contacts":
         found = f"none: it holds {root['kind']}"
     asked = "none was asked for" if resolution is None else f"{resolution} was asked for"
@@ -290,30 +303,25 @@ def _choose(store: Path, root: Mapping[str, Any], resolution: int | None) -> str
     raise SchemaError(msg)
 
 
-def _group(folder: Path, name: str, root: Mapping[str, Any]) -> xr.Dataset:
-    group = root["groups"][name]
-    prefix = f"{name}/" if name else ""
-
-    def array(path: str) -> ShardedArray:
-        return ShardedArray(str(folder / path), root["arrays"][f"{prefix}{path}"]["files"])
-
+def _group(arrays: Arrays, name: str, group: Mapping[str, Any]) -> xr.Dataset:
     variables: dict[str, xr.Variable] = {}
     for key, d in {**group["coords"], **group["variables"]}.items():
         if d["layout"] == "label":
-            values = read_label(folder, d)
-            variables[key] = xr.Variable(d["dims"], values, decode(d["attrs"]))
+            variables[key] = xr.Variable(d["dims"], arrays.label(name, d), decode(d["attrs"]))
         else:
-            variables[key] = lazy(d["dims"], _stored(folder, d, array), decode(d["attrs"]))
+            path = f"{name}/{d['path']}".lstrip("/")
+            variables[key] = lazy(d["dims"], _stored(arrays, path, d), decode(d["attrs"]))
     coords = {k: variables[k] for k in group["coords"]}
     data = {k: variables[k] for k in group["variables"]}
     return keep_labels(xr.Dataset(data, coords, decode(group["attrs"])))
 
 
-def _stored(folder: Path, d: Mapping[str, Any], array: Any) -> StoredArray:
+def _stored(arrays: Arrays, path: str, d: Mapping[str, Any]) -> StoredArray:
     if d["layout"] == "rows":
-        indptr = np.asarray(read_label(folder / d["path"], d["indptr"]), np.int64)
-        values, deltas = (array(f"{d['path']}/{k}") for k in ("values", "deltas"))
+        indptr = np.asarray(arrays.label(path, d["indptr"]), np.int64)
+        values, deltas = (arrays.open(f"{path}/{k}", (1, None)) for k in ("values", "deltas"))
         return StoreRows(values, deltas, indptr, tuple(d["shape"]), d["dtype"])
     if d["layout"] == "tiles":
-        return StoreTiles(array(d["path"]), d["dtype"], symmetric=d["symmetric"])
-    return StoreDense(array(d["path"]), d["dtype"])
+        tiles = arrays.open(path, (TILE, TILE))
+        return StoreTiles(tiles, d["dtype"], symmetric=d["symmetric"])
+    return StoreDense(arrays.open(path), d["dtype"])

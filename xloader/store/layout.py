@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from xloader.errors import ReadError, SchemaError
+from xloader.store.places import Place, Url, read_files
 
 FORMAT = 2
 """Version of the format that this code writes, and the newest that it reads."""
@@ -279,13 +280,13 @@ def write_root(store: Path, description: Mapping[str, Any]) -> None:
     write_group(store, {"xloader": described, "xloader_crc32c": checksum(described)})
 
 
-def metadata_of(array: Path) -> dict[str, Any]:
+def metadata_of(array: Place) -> dict[str, Any]:
     """
     Read the metadata of one zarr array.
 
     Parameters
     ----------
-    array : Path
+    array : Path or Url
         Directory of the array.
 
     Returns
@@ -298,22 +299,49 @@ def metadata_of(array: Path) -> dict[str, Any]:
     ReadError
         If it is missing or no JSON.
     """
+    return metadata_from(read_files([array / "zarr.json"])[0], array)
+
+
+def metadata_from(raw: bytes | None, array: Place) -> dict[str, Any]:
+    """
+    Parse the metadata of one zarr array.
+
+    Parameters
+    ----------
+    raw : bytes or None
+        What its file holds, if it is there.
+    array : Path or Url
+        Directory of the array, for the message.
+
+    Returns
+    -------
+    dict
+        As for `metadata_of`.
+
+    Raises
+    ------
+    ReadError
+        If there are none, or they are no JSON.
+    """
     try:
-        document = json.loads((array / "zarr.json").read_bytes())
+        if raw is None:
+            msg = "no file zarr.json is there"
+            raise ValueError(msg)  # noqa: TRY301 # one message for all
+        document = json.loads(raw)
         document.pop("attributes", None)
-    except (OSError, ValueError, AttributeError) as e:
+    except (ValueError, AttributeError) as e:
         msg = f"cannot read the metadata of array {str(array)!r}: {e}; convert the source again"
         raise ReadError(msg) from e
     return dict(document)
 
 
-def read_root(store: Path) -> dict[str, Any]:
+def read_root(store: Place) -> dict[str, Any]:
     """
     Read the metadata of a store.
 
     Parameters
     ----------
-    store : Path
+    store : Path or Url
         Directory of the store.
 
     Returns
@@ -329,10 +357,10 @@ def read_root(store: Path) -> dict[str, Any]:
     SchemaError
         If something else is there.
     """
-    if not store.exists():
-        raise missing(store)
     attributes = root_attributes(store)
     if "xloader" not in attributes:
+        if not store.exists():
+            raise missing(store)
         msg = (
             f"{str(store)!r} is no xloader store: it is {describe(store)}; make one with xl.convert"
         )
@@ -371,13 +399,13 @@ def partial_of(store: Path) -> Path:
     return store.parent / f".{store.name}.partial"
 
 
-def missing(path: Path) -> ReadError:
+def missing(path: Place) -> ReadError:
     """
     Return the error for a path at which nothing is.
 
     Parameters
     ----------
-    path : Path
+    path : Path or Url
         Where something was expected.
 
     Returns
@@ -385,6 +413,11 @@ def missing(path: Path) -> ReadError:
     ReadError
         Which tells an interrupted conversion from a wrong path.
     """
+    if isinstance(path, Url):
+        return ReadError(
+            f"no store is at {str(path)!r}: there is no file zarr.json; check the address, and that "
+            "the whole directory of the store was copied there"
+        )
     if partial_of(path).is_dir():
         return ReadError(
             f"store {str(path)!r} is not complete: its conversion was interrupted, or is still "
@@ -393,34 +426,39 @@ def missing(path: Path) -> ReadError:
     return ReadError(f"nothing is at {str(path)!r}; check the path")
 
 
-def root_attributes(path: Path) -> dict[str, Any]:
+def root_attributes(path: Place) -> dict[str, Any]:
     """
     Return the attributes of the zarr group at a path.
 
     Parameters
     ----------
-    path : Path
+    path : Path or Url
         Any path.
 
     Returns
     -------
     dict
         Empty if there is no zarr v3 group.
+
+    Raises
+    ------
+    ReadError
+        If it cannot be reached.
     """
+    raw = read_files([path / "zarr.json"])[0]
     try:
-        document = json.loads((path / "zarr.json").read_bytes())
-        return dict(document["attributes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return dict(json.loads(raw or b"")["attributes"])
+    except (ValueError, KeyError, TypeError):
         return {}
 
 
-def describe(path: Path) -> str:
+def describe(path: Place) -> str:
     """
     Say what is at a path that is no store.
 
     Parameters
     ----------
-    path : Path
+    path : Path or Url
         An existing file or directory.
 
     Returns
@@ -428,6 +466,8 @@ def describe(path: Path) -> str:
     str
         A phrase for a message.
     """
+    if isinstance(path, Url):
+        return "a zarr v3 array or group without (readable) `xloader` attributes"
     if not path.is_dir():
         return f"a file of {path.stat().st_size} bytes"
     names = sorted(p.name for p in path.iterdir())
