@@ -226,7 +226,7 @@ def test_decoding__without_blosc_s_own_symbol_gives_the_same(codec, tmp_path, mo
         write_h5ad(tmp_path / "a.h5ad", scipy.sparse.csr_matrix(x)), tmp_path / "s", codec=codec,
         progress=False,
     )  # fmt: skip
-    assert decode.decompressor() is not None
+    assert decode.functions() is not None
     np.testing.assert_array_equal(ds.X.values, x)
     calls = []
     real = shards._decode_one
@@ -236,21 +236,21 @@ def test_decoding__without_blosc_s_own_symbol_gives_the_same(codec, tmp_path, mo
         real(*args, **kwargs)
 
     monkeypatch.setattr(shards, "_decode_one", count)
-    monkeypatch.setattr(shards, "_decompressor", lambda: None)
+    monkeypatch.setattr(shards, "_functions", lambda: None)
     np.testing.assert_array_equal(xl.open_cells(tmp_path / "s").X.values, x)
     assert calls
 
 
-def test_decompressor__is_refused_where_it_does_something_else(monkeypatch):
+def test_functions__is_refused_where_it_does_something_else(monkeypatch):
     for result in (None, "missing", "wrong"):
-        decode.decompressor.cache_clear()
+        decode.functions.cache_clear()
         with monkeypatch.context() as m:
             if result == "missing":
                 m.setattr(decode.ctypes, "CDLL", lambda _: object())
             if result == "wrong":
                 m.setattr(decode.blosc, "decompress", lambda _: bytes(10_000))
-            assert (decode.decompressor() is None) == (result is not None)
-    decode.decompressor.cache_clear()
+            assert (decode.functions() is None) == (result is not None)
+    decode.functions.cache_clear()
 
 
 def test_loader__leaves_no_threads_when_it_is_left():

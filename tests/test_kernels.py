@@ -1,5 +1,7 @@
 """Compiled loops against plain numpy, at the edges of what they are given."""
 
+import tempfile
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -19,10 +21,16 @@ def encoded(values, codec=b"lz4"):
     return np.frombuffer(blosc.compress(values, codec, 5, blosc.SHUFFLE), np.uint8)
 
 
-def decode_all(chunks, outs, size):
-    places = [np.array([a.ctypes.data for a in x], np.int64) for x in (chunks, outs)]
-    lengths = np.array([len(c) for c in chunks])
-    return decode.decode(decode.decompressor(), places[0], lengths, places[1], size)
+def decode_all(chunks, outs, size, told=None):
+    """Decode chunks from a file, in which they may be shorter than they are told to be."""
+    lengths = np.array([len(c) for c in chunks] if told is None else told)
+    with tempfile.TemporaryFile() as file:
+        file.write(b"".join(c.tobytes() for c in chunks))
+        file.flush()
+        files = np.full(len(chunks), file.fileno())
+        offsets = np.append(0, np.cumsum([len(c) for c in chunks]))[:-1]
+        targets = np.array([a.ctypes.data for a in outs], np.int64)
+        return decode.decode(decode.functions(), files, offsets, lengths, targets, size)
 
 
 @pytest.mark.parametrize("codec", [b"lz4", b"lz4hc", b"zstd", b"blosclz"])
@@ -54,6 +62,7 @@ def test_decode__says_which_chunk_is_broken_and_writes_nothing_beyond(spoil):
     guarded = np.full(15_000, 7, "u2")
     outs = [guarded[:5_000], guarded[5_000:10_000]]
     assert decode_all([whole, spoil(whole)], outs, 10_000) == 1
+    assert decode_all([whole, whole], outs, 10_000, told=[len(whole), len(whole) + 1]) == 1
     np.testing.assert_array_equal(guarded[:5_000], value)
     assert (guarded[10_000:] == 7).all()
 

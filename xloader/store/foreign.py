@@ -226,7 +226,11 @@ class ForeignArray:
         spans = None
         if self._sharding is not None:
             at = (inner @ strides(self._per_file))[written]
-            indexes = self._shard_indexes(numbers[written], places)
+            indexes = self._shard_indexes(
+                numbers[written],
+                places,
+                lambda k, why: self._broken(pastes, first + written[k], why),
+            )
             rows = np.array([index[i] for index, i in zip(indexes, at, strict=True)], np.uint64)
             rows = rows.reshape(-1, 2)
             there = np.flatnonzero((rows != _ABSENT).any(axis=1))
@@ -240,21 +244,21 @@ class ForeignArray:
         return out
 
     def _shard_indexes(
-        self, numbers: Int64, places: Sequence[Place]
+        self, numbers: Int64, places: Sequence[Place], blame: Callable[[int, str], ReadError]
     ) -> list[npt.NDArray[np.uint64]]:
         """Return the index of the shard of each chunk, fetching those that are new."""
         assert self._sharding is not None
-        needed = dict(zip(numbers.tolist(), places, strict=True))
         indexes = self._indexes
-        known = {k: indexes[k] for k in needed if k in indexes}
-        new = [k for k in needed if k not in known]
-        answers = read_files([needed[k] for k in new], [self._sharding.span] * len(new))
-        for number, raw in zip(new, answers, strict=True):
-            shard = str(needed[number])
+        known = {k: indexes[k] for k in numbers.tolist() if k in indexes}
+        new = {n: k for k, n in reversed([*enumerate(numbers.tolist())]) if n not in known}
+        answers = read_files([places[k] for k in new.values()], [self._sharding.span] * len(new))
+        for (number, k), raw in zip(new.items(), answers, strict=True):
             if raw is None:
-                msg = f"shard file {shard!r} of array {self.path!r} {_MISSING}"
-                raise ReadError(msg)
-            known[number] = self._sharding.parse(raw, shard)
+                raise blame(k, _MISSING)
+            try:
+                known[number] = self._sharding.parse(raw)
+            except ValueError as e:
+                raise blame(k, f"{e}: it is truncated or damaged, copy or convert it again") from e
         if len(indexes) > _MAX_INDEXES:
             indexes = self._indexes = {}  # another thread may still look into the old one
         indexes.update(known)
@@ -302,16 +306,13 @@ class _Sharding:
         size = 16 * self.n_chunks + 4 * self.checked
         return (-size, None) if self.at_end else (0, size)
 
-    def parse(self, raw: bytes, shard: str) -> npt.NDArray[np.uint64]:
+    def parse(self, raw: bytes) -> npt.NDArray[np.uint64]:
         """Return offset and length of each chunk."""
         size = 16 * self.n_chunks
         crc = google_crc32c.value(raw[:size]).to_bytes(4, "little") if self.checked else b""
         if len(raw) < size or raw[size:] != crc:
-            msg = (
-                f"shard file {shard!r} does not hold the index of its {self.n_chunks} chunks: it is "
-                "truncated or damaged, copy or convert it again"
-            )
-            raise ReadError(msg)
+            msg = f"does not hold the index of its {self.n_chunks} chunks"
+            raise ValueError(msg)
         return np.frombuffer(raw[:size], self.dtype).astype(np.uint64).reshape(-1, 2)
 
 

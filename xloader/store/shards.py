@@ -1,7 +1,6 @@
-"""Sharded zarr arrays on local disks, read without zarr: shards mapped, their indexes parsed once."""
+"""Sharded zarr arrays on local disks, read without zarr: shards kept open, their indexes parsed once."""
 
 import math
-import mmap
 import os
 from bisect import bisect_right
 from collections import OrderedDict
@@ -30,20 +29,28 @@ _CRC_OF_CHECKED = 0x48674BC7
 _ABSENT = np.uint64(2**64 - 1)
 _INLINE_NBYTES = 2**18
 _MAX_OPEN = 512
-_shards: "OrderedDict[tuple[str, int], _Shard]" = OrderedDict()
+_shards: "OrderedDict[str, _Shard]" = OrderedDict()
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """One mapped shard file."""
+    """One open shard file."""
 
     path: str
-    data: npt.NDArray[np.uint8]
-    """The whole file, mapped; a read-only map is safe to inherit through a fork."""
+    file: "_File"
+    """Read only by position, which is safe to inherit through a fork."""
+    size: int
+    """Bytes of the file."""
+    stamp: tuple[int, ...]
+    """What changes with the file; see `_stamp_of`."""
     index: npt.NDArray[np.uint64]
     """Offset and length of each inner chunk in bytes, shape (n_chunks, 2)."""
     checked: npt.NDArray[np.bool_]
-    """Whether the checksum of each inner chunk was compared since the file was mapped."""
+    """Whether the checksum of each inner chunk was compared since the file was opened."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return some bytes, fewer where the file ends."""
+        return os.pread(self.file.fileno(), length, offset)
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,14 @@ class _Jobs:
 
     slots: Int64
     """Place of each in the output."""
-    addresses: Int64
-    """Where each begins in memory."""
+    files: Int64
+    """Descriptor of the file of each."""
+    offsets: Int64
+    """Where each begins in its file."""
     lengths: Int64
     """Encoded bytes of each, without checksum."""
     shards: list[tuple[_Shard, int]]
-    """Files and the first of their jobs; holding them keeps them mapped."""
+    """Files and the first of their jobs; holding them keeps them open."""
 
     def shard_of(self, job: int) -> _Shard:
         """Return the file of a chunk."""
@@ -69,7 +78,7 @@ class ShardedArray:
     A sharded zarr v3 array of a local store.
 
     Inner chunks may be compressed with blosc and checked with crc32c. The array pickles as a
-    recipe: shard files are mapped when they are first read, in each process.
+    recipe: shard files are opened when they are first read, in each process.
 
     Parameters
     ----------
@@ -184,8 +193,8 @@ class ShardedArray:
             return out
         jobs = self._plan(ids, out)
         n_parts = n_threads() if len(jobs.slots) * self.chunk_nbytes > _INLINE_NBYTES else 1
-        function = _decompressor() if self._compressed else None
-        parts = [(jobs, a, b, out, function) for a, b in cut(len(jobs.slots), n_parts)]
+        functions = _functions() if self._compressed else None
+        parts = [(jobs, a, b, out, functions) for a, b in cut(len(jobs.slots), n_parts)]
         for failed in run("decode", self._decode, parts):
             if failed is not None:
                 job, why = failed
@@ -199,7 +208,7 @@ class ShardedArray:
         inner = np.ravel_multi_index(tuple(inner_ids.T), self._per_shard)
         order = np.argsort(shard_of, kind="stable")
         numbers, first = np.unique(shard_of[order], return_index=True)
-        slots_of, addresses, lengths, shards = [], [], [], []
+        slots_of, files, offsets, lengths, shards = [], [], [], [], []
         n_jobs = 0
         for number, places in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
             shard = self._shard(number)
@@ -212,19 +221,20 @@ class ShardedArray:
             slots, spans = places[~absent], spans[~absent]
             self._check(shard, inner[slots], spans, ids[slots])
             slots_of.append(slots)
-            addresses.append(spans[:, 0].astype(np.int64) + shard.data.ctypes.data)
+            files.append(np.full(len(slots), shard.file.fileno()))
+            offsets.append(spans[:, 0].astype(np.int64))
             lengths.append(spans[:, 1].astype(np.int64) - (4 if self._checked else 0))
             shards.append((shard, n_jobs))
             n_jobs += len(slots)
         none = np.zeros(0, np.int64)
-        slots_, begins, sizes = (np.concatenate([none, *x]) for x in (slots_of, addresses, lengths))
-        return _Jobs(slots_, begins, sizes, shards)
+        joined = [np.concatenate([none, *x]) for x in (slots_of, files, offsets, lengths)]
+        return _Jobs(joined[0], joined[1], joined[2], joined[3], shards)
 
     def _check(
         self, shard: _Shard, inner: Int64, spans: npt.NDArray[np.uint64], ids: Int64
     ) -> None:
         """Compare places with the size of the file, and bytes with checksums the first time."""
-        limit = np.uint64(len(shard.data) - shard.index.nbytes - 4)
+        limit = np.uint64(shard.size - shard.index.nbytes - 4)
         offset, length = spans.T
         outside = (offset > limit) | (length > limit - np.minimum(offset, limit))
         for k in np.flatnonzero(outside).tolist():
@@ -233,30 +243,32 @@ class ShardedArray:
         if not self._checked:
             return
         for k in np.flatnonzero(~shard.checked[inner]).tolist():
-            encoded = shard.data[int(offset[k]) : int(offset[k] + length[k])]
-            if google_crc32c.value(encoded.tobytes()) != _CRC_OF_CHECKED:
+            encoded = shard.read(int(offset[k]), int(length[k]))
+            if google_crc32c.value(encoded) != _CRC_OF_CHECKED:
                 why = "its bytes do not match their crc32c checksum"
                 raise self._broken(shard.path, ids[k], why)
             shard.checked[inner[k]] = True
 
     def _decode(
-        self, jobs: _Jobs, first: int, last: int, out: npt.NDArray[Any], function: int | None
+        self,
+        jobs: _Jobs,
+        first: int,
+        last: int,
+        out: npt.NDArray[Any],
+        functions: tuple[int, int] | None,
     ) -> tuple[int, str] | None:
         """Decode some chunks; return the first that fails, and why."""
         size, slots = self.chunk_nbytes, jobs.slots[first:last]
-        if function is not None:
+        if functions is not None:
             from xloader.kernels.decode import decode
 
-            targets = out.ctypes.data + slots * size
-            sources, lengths = jobs.addresses[first:last], jobs.lengths[first:last]
-            failed = decode(function, sources, lengths, targets, size)
+            where = (jobs.files[first:last], jobs.offsets[first:last], jobs.lengths[first:last])
+            failed = decode(functions, *where, out.ctypes.data + slots * size, size)
             return (
                 None if failed < 0 else (first + failed, f"blosc cannot decode it to {size} bytes")
             )
         for k, slot in enumerate(slots.tolist(), first):
-            shard = jobs.shard_of(k)
-            offset = int(jobs.addresses[k]) - shard.data.ctypes.data
-            encoded = shard.data[offset : offset + int(jobs.lengths[k])]
+            encoded = jobs.shard_of(k).read(int(jobs.offsets[k]), int(jobs.lengths[k]))
             try:
                 _decode_one(encoded, out[slot], compressed=self._compressed)
             except (ValueError, RuntimeError) as e:
@@ -271,21 +283,23 @@ class ShardedArray:
         )
 
     def _shard(self, number: int) -> _Shard | None:
-        """Return a shard, mapped; None if it was never written."""
+        """Return a shard, open; None if it was never written."""
         place = np.unravel_index(number, self._grid)
         path = "/".join([self.path, "c", *(str(int(k)) for k in place)])
-        key = (path, self._stamp)
-        shard = _shards.get(key)
-        if shard is None:
-            if self._runs is not None:
-                run = int(np.searchsorted(self._runs[:, 0], number, "right")) - 1
-                if run < 0 or number >= self._runs[run, 1]:
-                    return None
-            shard = self._open(path)
-            if shard is None:
+        shard = _shards.get(path)
+        try:
+            if shard is not None and shard.stamp == _stamp_of(os.stat(path)):  # noqa: PTH116 # hot
+                return shard
+        except OSError:
+            shard = None  # told below
+        if self._runs is not None:
+            run = int(np.searchsorted(self._runs[:, 0], number, "right")) - 1
+            if run < 0 or number >= self._runs[run, 1]:
                 return None
-            _shards[key] = shard
-            while len(_shards) > _MAX_OPEN:  # each map holds a file descriptor
+        shard = self._open(path)
+        if shard is not None:
+            _shards[path] = shard
+            while len(_shards) > _MAX_OPEN:  # each holds a file descriptor
                 _shards.popitem(last=False)
         return shard
 
@@ -297,9 +311,7 @@ class ShardedArray:
             )
             raise ReadError(msg)
         try:
-            with Path(path).open("rb") as file:
-                empty = os.fstat(file.fileno()).st_size == 0  # which cannot be mapped
-                mapped = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            file = _File(path)
         except FileNotFoundError:
             if self._runs is None:
                 return None
@@ -308,28 +320,50 @@ class ShardedArray:
         except OSError as e:
             msg = f"cannot read shard file {path!r} of array {self.path!r}: {e.strerror}"
             raise ReadError(msg) from e
-        data = np.frombuffer(mapped, np.uint8)
+        status = os.fstat(file.fileno())
         n_chunks = math.prod(self._per_shard)
-        index = data[max(0, len(data) - 16 * n_chunks - 4) :].tobytes()
+        length = 16 * n_chunks + 4
+        index = os.pread(file.fileno(), length, max(0, status.st_size - length))
         crc = int.from_bytes(index[-4:], "little")
-        if len(index) != 16 * n_chunks + 4 or google_crc32c.value(index[:-4]) != crc:
+        if len(index) != length or google_crc32c.value(index[:-4]) != crc:
             msg = (
-                f"shard file {path!r} of array {self.path!r} ({len(data)} bytes) does not end with "
-                f"the index of its {n_chunks} chunks: it is truncated or damaged, convert the "
+                f"shard file {path!r} of array {self.path!r} ({status.st_size} bytes) does not end "
+                f"with the index of its {n_chunks} chunks: it is truncated or damaged, convert the "
                 "source again"
             )
             raise ReadError(msg)
         spans = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)
-        return _Shard(path, data, spans, np.zeros(n_chunks, bool))
+        stamp = _stamp_of(status)
+        return _Shard(path, file, status.st_size, stamp, spans, np.zeros(n_chunks, bool))
 
 
-def _decompressor() -> int | None:
-    from xloader.kernels.decode import decompressor  # numba is imported when bytes are first read
+class _File:
+    """A file descriptor, closed when nobody needs it."""
 
-    return decompressor()
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._descriptor
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
 
 
-def _decode_one(encoded: npt.NDArray[np.uint8], out: npt.NDArray[Any], *, compressed: bool) -> None:
+def _stamp_of(status: os.stat_result) -> tuple[int, ...]:
+    """Return what changes with a file, so that what was checked is checked again."""
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _functions() -> tuple[int, int] | None:
+    from xloader.kernels.decode import functions  # numba is imported when bytes are first read
+
+    return functions()
+
+
+def _decode_one(encoded: bytes, out: npt.NDArray[Any], *, compressed: bool) -> None:
     """Decode one inner chunk into `out`, or say in a ValueError what is wrong with it."""
     # a blosc header gives the decoded size in its bytes 4-7
     size = int.from_bytes(encoded[4:8], "little") if compressed else len(encoded)
@@ -339,7 +373,7 @@ def _decode_one(encoded: npt.NDArray[np.uint8], out: npt.NDArray[Any], *, compre
     if compressed:
         blosc.decompress(encoded, out)
     else:
-        out[...] = encoded.view(out.dtype).reshape(out.shape)
+        out[...] = np.frombuffer(encoded, out.dtype).reshape(out.shape)
 
 
 def _stamp(path: str) -> int:
