@@ -121,13 +121,13 @@ PLANS = {
         {"memory_budget": "1kB", "shuffle": True},
         (
             r"a block of 100 samples decodes to .*, and prefetch=1 keeps 2 in memory, but memory_budget "
-            r"is 0.98 kiB; allow at least .* lower `prefetch`"
+            r"leaves 0.98 kiB for them; allow at least .* lower `prefetch`"
         ),
     ),
     "memory for windows": (
         contacts,
         {"windows": DIAGONAL, "memory_budget": 5000, "prefetch": 0},
-        "prefetch=0 keeps 1 in memory, but memory_budget is 4.88 kiB; allow at least",
+        "prefetch=0 keeps 1 in memory, but memory_budget leaves 4.88 kiB for them; allow at least",
     ),
     "batch size": (cells, {"batch_size": 0}, "batch_size=0 is impossible; it must be at least 1"),
     "batches of more than there is": (

@@ -10,7 +10,7 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 
 import xloader as xl
 from tests.rewritten import (
@@ -89,11 +89,12 @@ def test_array__any_chunks_of_any_chunks(data, tmp_path_factory):
     values = rng.integers(0, 3, shape).astype(data.draw(st.sampled_from(["i4", "f8", "u1", "?"])))
     fill = values.dtype.type(1)
     sharded = data.draw(st.booleans())
+    order = data.draw(st.permutations(range(ndim)))
     path = tmp_path_factory.mktemp("a") / "a"
     zarr.create_array(
         str(path), shape=shape, dtype=values.dtype, chunks=stored, fill_value=fill,
         shards=tuple(c * min(t, 3) for c, t in zip(stored, times, strict=True)) if sharded else None,
-        config={"write_empty_chunks": False},
+        filters=[TransposeCodec(order=order)], config={"write_empty_chunks": False},
     )[...] = values  # fmt: skip
     metadata = metadata_of(path)
     keys = Keys(metadata)
@@ -117,10 +118,12 @@ def test_array__any_chunks_of_any_chunks(data, tmp_path_factory):
 
 
 def test_array__scalars_and_nothing(tmp_path):
-    scalar = zarr.create_array(str(tmp_path / "s"), shape=(), dtype="f4")
-    scalar[...] = 7
-    read = ForeignArray(tmp_path / "s", metadata_of(tmp_path / "s"), [(0, 1)])
-    assert read.read_all() == np.float32(7)
+    for name in ("default", "v2"):
+        path = tmp_path / name
+        keys = {"name": name, "separator": "."}
+        zarr.create_array(str(path), shape=(), dtype="f4", chunk_key_encoding=keys)[...] = 7
+        assert Keys(metadata_of(path)).numbers(listing(path) or []).tolist() == [0]
+        assert ForeignArray(path, metadata_of(path), [(0, 1)]).read_all() == np.float32(7)
     zarr.create_array(str(tmp_path / "e"), shape=(0, 3), dtype="f4", chunks=(1, 3))
     empty = ForeignArray(tmp_path / "e", metadata_of(tmp_path / "e"), [])
     assert empty.read_all().shape == (0, 3)
@@ -161,7 +164,11 @@ def test_seal__takes_only_whole_stores(stores, tmp_path):
 
 
 def odd_codec(metadata):
-    metadata["codecs"].append({"name": "numcodecs.lz4", "configuration": {}})
+    metadata["codecs"][0]["configuration"]["codecs"].append({"name": "numcodecs.lz4"})
+
+
+def odd_shard(metadata):
+    metadata["codecs"].append({"name": "gzip", "configuration": {"level": 1}})
 
 
 def odd_grid(metadata):
@@ -188,6 +195,7 @@ def odd_fill(metadata):
     ("change", "message"),
     [
         (odd_codec, "codecs are .*'numcodecs.lz4'"),
+        (odd_shard, "codecs are .*'gzip'.*, and shards are read without others"),
         (odd_grid, "chunk_grid is 'rectilinear'"),
         (odd_keys, "suffix"),
         (odd_index, "codecs of the shard index are .*'gzip'"),

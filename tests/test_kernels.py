@@ -88,7 +88,16 @@ def packed_as_stored(x, rng):
         values[at : at + b - a] = x.data[a:b]
         columns[at : at + b - a] = steps[a:b]
     lengths = np.diff(x.indptr).astype(np.int64)
-    return PackedRows(values, columns, begin.astype(np.int64), lengths, x.shape[1], True, "`x`")
+    return PackedRows(
+        values,
+        columns,
+        begin.astype(np.int64),
+        lengths,
+        x.shape[1],
+        True,
+        "`x`",
+        np.arange(x.shape[0]),
+    )
 
 
 def packed_as_csr(x, _):
@@ -145,12 +154,21 @@ def test_rows__on_threads_equal_those_without():
 def test_rows__columns_beyond_the_matrix_are_refused(columns, dense):
     steps = np.array([1, 2, 9], "u2")
     packed = PackedRows(
-        np.ones(3, "u1"), steps, np.array([0, 2]), np.array([2, 1]), 5, delta=True, name="`a/X`"
+        np.ones(3, "u1"),
+        steps,
+        np.array([0, 2]),
+        np.array([2, 1]),
+        5,
+        True,
+        "`a/X`",
+        np.array([30, 31]),
     )
     wanted = None if columns is None else panel(np.array(columns), 5)
     gather = take_dense if dense else take
     assert gather([(packed, np.array([0]))], np.dtype("f4"), wanted, Buffers()).shape[0] == 1
-    with pytest.raises(ReadError, match="`a/X` has a column beyond its 5; the file is damaged"):
+    with pytest.raises(
+        ReadError, match=r"`a/X` \(rows 31-32\) has a column beyond its 5; the file is damaged"
+    ):
         gather([(packed, np.array([0, 1]))], np.dtype("f4"), wanted, Buffers())
 
 

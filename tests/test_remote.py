@@ -5,6 +5,7 @@ import pickle
 import shutil
 import threading
 import traceback
+from concurrent.futures import ProcessPoolExecutor
 
 import fsspec  # type: ignore[import-untyped]
 import numpy as np
@@ -113,8 +114,8 @@ def test_fork_and_pickle__read_on(server):
     expected = ds.X.values  # the parent has connections and threads
     for method in ("fork", "spawn"):
         context = multiprocessing.get_context(method)
-        with context.Pool(1) as pool:
-            values = pool.apply_async(_values, (pickle.dumps(ds),)).get(60)
+        with ProcessPoolExecutor(1, context) as pool:
+            values = pool.submit(_values, pickle.dumps(ds)).result(120)
         np.testing.assert_array_equal(values, expected)
 
 
@@ -132,7 +133,7 @@ def one_chunk(url):
     [
         (
             {"/values/c/": 404},
-            "shard file '{url}/X/values/c/0/0' .* is missing, and was there when",
+            r"\(rows 0-32\) of array '{url}/X/values', in file '{url}/X/values/c/0/0', is missing, and",
         ),
         (
             {"/values/c/": 403},
@@ -230,7 +231,7 @@ def test_memory__lost_and_damaged_files_are_errors(stores, memory):
         with pytest.raises(ReadError, match="1 of the 1 files of array .* are missing"):
             xl.open_cells(url)
         if "/X/values" in path:
-            with pytest.raises(ReadError, match="values/c/0/0' .* is missing"):
+            with pytest.raises(ReadError, match="values/c/0/0', is missing"):
                 opened_before.X.load()
         for k in (0, len(content) // 3, len(content) - 1):
             system.pipe(path, content[:k] + bytes([content[k] ^ 4]) + content[k + 1 :])

@@ -5,6 +5,7 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from tests.doubles import Rows, counts, to_csr
 from xloader.errors import ReadError
@@ -150,6 +151,7 @@ def test_straight_rows__come_in_bounded_parts_and_are_checked():
     assert np.concatenate([p.rows for p in parts]).tolist() == list(range(24))
 
     class Falling(Rows):
+        @override
         def read_rows(self, start, stop):
             csr = to_csr(self.dense[start:stop])
             csr.indices[:] = csr.indices[::-1].copy()

@@ -71,6 +71,8 @@ class PackedRows:
     """Whether `columns` holds differences."""
     name: str
     """What the rows are, for messages."""
+    rows: Int64
+    """Stored number of each row, for messages, shape (n_rows,)."""
 
     def take(
         self, rows: Int64, dtype: np.dtype[Any], wanted: Panel | None, buffers: Buffers
@@ -96,15 +98,18 @@ class PackedRows:
         """
         return take([(self, rows)], dtype, wanted, buffers)
 
-    def _run(self, kernel: Callable[..., int], args: tuple[Any, ...], work: Int64) -> None:
-        """Call a kernel on runs of rows, on several threads where that pays."""
+    def _run(
+        self, kernel: Callable[..., int], args: tuple[Any, ...], work: Int64, rows: Int64
+    ) -> None:
+        """Call a kernel on runs of some rows, on several threads where that pays."""
         parts = n_threads() if int(work.sum()) > _INLINE else 1
         calls = [(*args, self.delta, a, b) for a, b in cut(len(work), parts)]
-        for row in run("gather", kernel, calls):
-            if row >= 0:
+        for k in run("gather", kernel, calls):
+            if k >= 0:
+                row = int(self.rows[rows[k]])
                 msg = (
-                    f"{self.name} has a column beyond its {self.n_columns}; the file is damaged or was "
-                    "written wrongly: write it again"
+                    f"{self.name} (rows {row}-{row + 1}) has a column beyond its {self.n_columns}; the "
+                    "file is damaged or was written wrongly: write it again"
                 )
                 raise ReadError(msg)
 
@@ -137,26 +142,26 @@ def take(
     """
     from xloader.kernels import rows as kernels
 
-    found = [(p, p.starts[rows], p.lengths[rows]) for p, rows in parts]
-    counts = [lengths for _, _, lengths in found]
+    found = [(p, rows, p.starts[rows], p.lengths[rows]) for p, rows in parts]
+    counts = [lengths for *_, lengths in found]
     if wanted is not None:
         counts = [np.empty_like(lengths) for lengths in counts]
-        for (p, starts, lengths), n in zip(found, counts, strict=True):
-            p._run(kernels.count, (p.columns, starts, lengths, wanted.place, n), lengths)
+        for (p, rows, starts, lengths), n in zip(found, counts, strict=True):
+            p._run(kernels.count, (p.columns, starts, lengths, wanted.place, n), lengths, rows)
     indptr = np.append(0, np.cumsum(np.concatenate(counts)))
     n_columns = parts[0][0].n_columns
     data = buffers.empty((int(indptr[-1]),), dtype)
     indices = buffers.empty(data.shape, np.int32 if n_columns < 2**31 else np.int64)
     first = 0
-    for p, starts, lengths in found:
+    for p, rows, starts, lengths in found:
         mine = indptr[first : first + len(starts) + 1]
         first += len(starts)
         if wanted is None:
             args = (p.values, p.columns, starts, mine, data, indices, n_columns)
-            p._run(kernels.copy, args, lengths)
+            p._run(kernels.copy, args, lengths, rows)
         else:
             chosen = (p.values, p.columns, starts, lengths, wanted.place, mine, data, indices)
-            p._run(kernels.select, chosen, lengths)
+            p._run(kernels.select, chosen, lengths, rows)
     if wanted is None:
         return CSRArray(data, indices, indptr, (first, n_columns))
     out = CSRArray(data, indices, indptr, (first, wanted.n))
@@ -196,7 +201,7 @@ def take_dense(
         mine = out[first : first + len(rows)]
         first += len(rows)
         args = (p.values, p.columns, p.starts[rows], p.lengths[rows], place, mine)
-        p._run(kernels.scatter, args, np.full(len(rows), n_columns))
+        p._run(kernels.scatter, args, np.full(len(rows), n_columns), rows)
     return out
 
 
@@ -218,7 +223,8 @@ def pack(csr: CSRArray, name: str) -> PackedRows:
     """
     starts = np.asarray(csr.indptr[:-1], np.int64)
     lengths = np.diff(csr.indptr).astype(np.int64, copy=False)
-    return PackedRows(csr.data, csr.indices, starts, lengths, csr.shape[1], delta=False, name=name)
+    shared = (csr.data, csr.indices, starts, lengths, csr.shape[1])
+    return PackedRows(*shared, delta=False, name=name, rows=np.arange(len(starts)))
 
 
 def ranges(starts: Int64, stops: Int64) -> Int64:

@@ -93,8 +93,11 @@ def _take(packed: PackedRows, rows: np.ndarray, buffers: Any) -> None:
 def gathering(csr: CSRArray) -> None:
     lengths = np.diff(csr.indptr)
     counts = np.minimum(csr.data, 255).astype(np.uint8)
-    packed = PackedRows(counts, deltas_of(csr), csr.indptr[:-1], lengths, csr.shape[1], True, "x")
-    order = np.random.default_rng(0).permutation(csr.shape[0])[:4096]
+    order = np.arange(csr.shape[0])
+    packed = PackedRows(
+        counts, deltas_of(csr), csr.indptr[:-1], lengths, csr.shape[1], True, "x", order
+    )
+    order = np.random.default_rng(0).permutation(order)[:4096]
     reused, dtype = Buffers(), np.dtype(np.float32)
     n = int(lengths[order].sum())
     for name, buffers in (("fresh memory", Buffers), ("memory used again", lambda: reused)):

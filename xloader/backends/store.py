@@ -13,7 +13,7 @@ from xarray.backends import BackendEntrypoint
 from xloader.arrays import Key, RowArray, StoredArray, TileArray
 from xloader.buffers import Buffers
 from xloader.csr import CSRArray
-from xloader.errors import ReadError, SchemaError
+from xloader.errors import ReadError, SchemaError, XloaderError
 from xloader.packed import PackedRows, ranges
 from xloader.schema import keep_labels, lazy
 from xloader.store.blocks import RowBlocks
@@ -56,9 +56,11 @@ class StoreRows(RowArray):
         self.blocks = RowBlocks(indptr, values.shape[1])
         rising = len(indptr) == shape[0] + 1 and indptr[0] == 0 and (np.diff(indptr) >= 0).all()
         if not rising or {values.shape, deltas.shape} != {(self.blocks.n_chunks, values.shape[1])}:
+            falls = np.flatnonzero(np.diff(indptr) < 0).tolist()
+            where = "".join(f" (rows {k}-{k + 1})" for k in falls[:1])
             msg = (
-                f"the index of `{values.path}` does not fit its {values.shape[0]} chunks; the store is "
-                "damaged, convert the source again"
+                f"the index of `{values.path}` does not fit its {values.shape[0]} chunks{where}; the "
+                "store is damaged, convert the source again"
             )
             raise ReadError(msg)
         for array in (values, deltas):
@@ -76,9 +78,10 @@ class StoreRows(RowArray):
         """
         return self.blocks.indptr
 
-    def _rows_of(self, chunk: Int64) -> str:
-        block = int(np.searchsorted(self.blocks.first_chunks, chunk[0], "right")) - 1
-        return f"rows {block * BLOCK_ROWS}-{min((block + 1) * BLOCK_ROWS, self.shape[0])}"
+    def _rows_of(self, first: Int64, last: Int64) -> str:
+        ends = [int(first[0]), int(last[0])]
+        a, b = (np.searchsorted(self.blocks.first_chunks, ends, "right") - 1).tolist()
+        return f"rows {a * BLOCK_ROWS}-{min((b + 1) * BLOCK_ROWS, self.shape[0])}"
 
     @override
     def read_rows(self, start: int, stop: int) -> CSRArray:  # numpydoc ignore=GL08
@@ -115,6 +118,7 @@ class StoreRows(RowArray):
             n_columns=self.shape[1],
             delta=True,
             name=f"`{self.values.path}`",
+            rows=rows,
         )
 
     @override
@@ -147,7 +151,11 @@ class StoreTiles(TileArray):
     def __init__(self, array: ChunkedArray, dtype: npt.DTypeLike, *, symmetric: bool) -> None:
         super().__init__(array.shape[0], dtype, TILE, symmetric=symmetric)
         self.array = array
-        array.whose = _bins_of
+        array.whose = self._bins_of
+
+    def _bins_of(self, first: Int64, last: Int64) -> str:
+        n, pairs = self.shape[0], zip(first.tolist(), last.tolist(), strict=True)
+        return "bins " + " x ".join(f"{a * TILE}-{min((b + 1) * TILE, n)}" for a, b in pairs)
 
     @override
     def read_tiles(self, ij: Int64) -> npt.NDArray[Any]:  # numpydoc ignore=GL08
@@ -157,11 +165,6 @@ class StoreTiles(TileArray):
     def load_tiles(self, ij: Int64, buffers: Buffers) -> npt.NDArray[Any]:  # numpydoc ignore=GL08
         out = buffers.empty((len(ij), *self.array.chunk_shape), self.array.dtype)
         return self.array.read_chunks(ij, out)
-
-
-def _bins_of(tile: Int64) -> str:
-    (a, b), (c, d) = ((int(k) * TILE, (int(k) + 1) * TILE) for k in tile)
-    return f"bins {a}-{b} x {c}-{d}"
 
 
 class StoreDense(StoredArray):
@@ -183,9 +186,9 @@ class StoreDense(StoredArray):
         self.array = array
         array.whose = self._rows_of
 
-    def _rows_of(self, chunk: Int64) -> str:
-        first = int(chunk[0]) * self.array.chunk_shape[0]
-        return f"rows {first}-{min(first + self.array.chunk_shape[0], self.shape[0])}"
+    def _rows_of(self, first: Int64, last: Int64) -> str:
+        n = self.array.chunk_shape[0]
+        return f"rows {int(first[0]) * n}-{min((int(last[0]) + 1) * n, self.shape[0])}"
 
     @property
     @override
@@ -259,7 +262,9 @@ class StoreBackendEntrypoint(BackendEntrypoint):
         name = _choose(store, root, resolution)
         try:
             ds = _group(Arrays(store, root["arrays"], name), name, root["groups"][name])
-        except (KeyError, TypeError, AttributeError, IndexError) as e:
+        except XloaderError:
+            raise
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
             msg = f"the metadata of store {str(store)!r} are damaged ({e!r}); convert the source again"
             raise ReadError(msg) from e
         drop = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())

@@ -53,7 +53,7 @@ class ForeignArray:
     path : str
         Its place, for messages.
     whose : callable or None
-        Says what a chunk holds, such as its rows, for messages.
+        Says what a run of chunks holds, such as its rows, for messages.
 
     Raises
     ------
@@ -70,7 +70,7 @@ class ForeignArray:
     ) -> None:
         self.place = place
         self.path = str(place)
-        self.whose: Callable[[Int64], str] | None = None
+        self.whose: Callable[[Int64, Int64], str] | None = None
         self._files = np.asarray(files, np.int64).reshape(-1, 2)
         self._indexes: dict[int, npt.NDArray[np.uint64]] = {}
         self._stamp = _stamp(place)
@@ -270,7 +270,7 @@ class ForeignArray:
     def _broken(self, pastes: "_Pastes", k: int, why: str) -> ReadError:
         file = self._place(pastes.chunks[k] // self._per_file)
         chunk = pastes.first_user(k)
-        held = f" ({self.whose(chunk)})" if self.whose else ""
+        held = f" ({self.whose(chunk, chunk)})" if self.whose else ""
         return ReadError(
             f"chunk {tuple(chunk.tolist())}{held} of array {self.path!r}, in file {str(file)!r}, {why}"
         )

@@ -45,7 +45,7 @@ class Keys:
         pairs = zip(metadata["shape"], self.file_shape, strict=True)
         self.grid = tuple(-(-int(n) // side) for n, side in pairs)
 
-    def name(self, place: Sequence[int]) -> str:
+    def name(self, place: Sequence[Any]) -> str:
         """
         Return the name of a file.
 

@@ -367,13 +367,14 @@ def read_root(store: Place) -> dict[str, Any]:
         raise SchemaError(msg)
     described = attributes["xloader"]
     version = described.get("format") if isinstance(described, dict) else None
-    if isinstance(version, int) and version != FORMAT:
+    intact = attributes.get("xloader_crc32c") == checksum(described)
+    if version != FORMAT and (intact or type(version) is int):
         msg = (
             f"store {str(store)!r} has format {version}, and this version of xloader reads format "
-            f"{FORMAT}; {'update xloader, or ' * (version > FORMAT)}convert the source again with this version"
+            f"{FORMAT}; {'update xloader, or ' * (type(version) is int and version > FORMAT)}convert the source again with this version"
         )
         raise ReadError(msg)
-    if attributes.get("xloader_crc32c") != checksum(described):
+    if not intact:
         msg = (
             f"the metadata of store {str(store)!r} do not match their checksum: zarr.json is "
             "damaged or was edited; convert the source again"

@@ -20,7 +20,7 @@ from xloader.store.layout import (
 )
 from xloader.store.places import Place, listing, place_of, read_files
 from xloader.store.shards import ShardedArray
-from xloader.store.write import manifest
+from xloader.store.write import manifest, mark
 
 ChunkedArray = ShardedArray | ForeignArray
 """What reads chunks of a stored array."""
@@ -75,6 +75,14 @@ class Arrays:
             found = Keys(self.metadata[name]).numbers(f[len(path) + 1 :] for f in files[low:high])
             expected = [np.arange(a, b) for a, b in entry["files"]]
             listed = np.concatenate([np.arange(0), *expected])
+            strange = np.setdiff1d(found, listed)
+            if len(strange):
+                msg = (
+                    f"array {str(self.store / name)!r} has {len(strange)} files that are not in its "
+                    f"list (the first is number {strange[0]} in row-major order): the list is damaged "
+                    "or files were put there; convert the source again"
+                )
+                raise ReadError(msg)
             lost = np.setdiff1d(listed, found)
             if len(lost):
                 msg = (
@@ -114,7 +122,7 @@ class Arrays:
         place = self.store / name
         if isinstance(place, Path):
             try:
-                mapped = ShardedArray(str(place), files)
+                mapped = ShardedArray(str(place), files, self.listed[name]["marks"])
             except ReadError:  # of another make
                 pass
             else:
@@ -147,9 +155,26 @@ class Arrays:
         parts = {}
         for key in names:
             name = "/".join(filter(None, [path, description["path"], key]))
+            self._check_marks(name)
             array = ForeignArray(self.store / name, self.metadata[name], self.listed[name]["files"])
             parts[key] = array.read_all()
         return join_values(parts, description)
+
+    def _check_marks(self, name: str) -> None:
+        """Compare the files of a label with those that were written, where they are at hand."""
+        if not isinstance(self.store, Path):
+            return
+        metadata, entry = self.metadata[name], self.listed[name]
+        keys = Keys(metadata)
+        numbers = [k for a, b in entry["files"] for k in range(a, b)]
+        for k, written in zip(numbers, entry["marks"], strict=True):
+            file = self.store / name / keys.name(np.unravel_index(k, keys.grid))
+            if mark(file, metadata) != written:
+                msg = (
+                    f"file {str(file)!r} is not the one that was written: it is damaged or was "
+                    "replaced; convert the source again"
+                )
+                raise ReadError(msg)
 
 
 def seal(path: str) -> None:

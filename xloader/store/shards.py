@@ -88,6 +88,9 @@ class ShardedArray:
         Half-open runs of the shards that were written, in row-major order; one of them that is
         missing is an error. Default: a missing shard holds the fill value.
 
+    marks : sequence of int, optional
+        What `xloader.store.write.mark` said of each shard that was written, in the same order.
+
     Attributes
     ----------
     shape, chunk_shape, shard_shape : tuple of int
@@ -95,7 +98,7 @@ class ShardedArray:
     dtype : numpy.dtype
         Type of the elements.
     whose : callable or None
-        Says what a chunk holds, such as its rows, for messages.
+        Says what a run of chunks holds, such as its rows, for messages.
 
     Raises
     ------
@@ -103,7 +106,12 @@ class ShardedArray:
         If the metadata are missing, damaged, or of an array that is written in another way.
     """
 
-    def __init__(self, path: str, shards: Sequence[Sequence[int]] | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        shards: Sequence[Sequence[int]] | None = None,
+        marks: Sequence[int] | None = None,
+    ) -> None:
         self.path = path
         metadata = metadata_of(Path(path))
         self._stamp = _stamp(path)
@@ -112,8 +120,12 @@ class ShardedArray:
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
             msg = f"array {path!r} is no sharded zarr v3 array that xloader reads: {e!r}"
             raise ReadError(msg) from e
-        self.whose: Callable[[Int64], str] | None = None
+        self.whose: Callable[[Int64, Int64], str] | None = None
         self._runs = None if shards is None else np.asarray(shards, np.int64).reshape(-1, 2)
+        self._marks: dict[int, int] | None = None
+        if self._runs is not None and marks is not None:
+            written = np.concatenate([np.arange(0), *(np.arange(a, b) for a, b in self._runs)])
+            self._marks = dict(zip(written.tolist(), marks, strict=True))
 
     def _parse(self, metadata: dict[str, Any]) -> None:
         self.shape = tuple(map(int, metadata["shape"]))
@@ -276,7 +288,7 @@ class ShardedArray:
         return None
 
     def _broken(self, shard: str, chunk: Int64, why: str) -> ReadError:
-        held = f" ({self.whose(chunk)})" if self.whose else ""
+        held = f" ({self.whose(chunk, chunk)})" if self.whose else ""
         return ReadError(
             f"chunk {tuple(chunk.tolist())}{held} of array {self.path!r}, in shard file {shard!r}, "
             f"cannot be read: {why}; the file is damaged, convert the source again"
@@ -296,14 +308,14 @@ class ShardedArray:
             run = int(np.searchsorted(self._runs[:, 0], number, "right")) - 1
             if run < 0 or number >= self._runs[run, 1]:
                 return None
-        shard = self._open(path)
+        shard = self._open(path, number)
         if shard is not None:
             _shards[path] = shard
             while len(_shards) > _MAX_OPEN:  # each holds a file descriptor
                 _shards.popitem(last=False)
         return shard
 
-    def _open(self, path: str) -> _Shard | None:
+    def _open(self, path: str, number: int) -> _Shard | None:
         if _stamp(self.path) != self._stamp:
             msg = (
                 f"array {self.path!r} was replaced after it was opened; open the store again to "
@@ -323,18 +335,35 @@ class ShardedArray:
         status = os.fstat(file.fileno())
         n_chunks = math.prod(self._per_shard)
         length = 16 * n_chunks + 4
-        index = os.pread(file.fileno(), length, max(0, status.st_size - length))
+        # with the last four bytes of the last chunk, which are its checksum
+        tail = os.pread(file.fileno(), length + 4, max(0, status.st_size - length - 4))
+        index = tail[-length:]
         crc = int.from_bytes(index[-4:], "little")
         if len(index) != length or google_crc32c.value(index[:-4]) != crc:
             msg = (
-                f"shard file {path!r} of array {self.path!r} ({status.st_size} bytes) does not end "
-                f"with the index of its {n_chunks} chunks: it is truncated or damaged, convert the "
-                "source again"
+                f"shard file {path!r} of array {self.path!r} ({status.st_size} bytes"
+                f"{self._held(number)}) does not end with the index of its {n_chunks} chunks: it is "
+                "truncated or damaged, convert the source again"
+            )
+            raise ReadError(msg)
+        if self._marks is not None and google_crc32c.value(tail[:-4]) != self._marks[number]:
+            msg = (
+                f"shard file {path!r} of array {self.path!r} ({status.st_size} bytes"
+                f"{self._held(number)}) is not the one that was written: it was replaced, or "
+                "the index of its chunks is damaged; convert the source again"
             )
             raise ReadError(msg)
         spans = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)
         stamp = _stamp_of(status)
         return _Shard(path, file, status.st_size, stamp, spans, np.zeros(n_chunks, bool))
+
+    def _held(self, number: int) -> str:
+        """Say what a shard holds, for messages."""
+        if self.whose is None:
+            return ""
+        first = np.array(np.unravel_index(number, self._grid)) * self._per_shard
+        n_chunks = [-(-n // c) for n, c in zip(self.shape, self.chunk_shape, strict=True)]
+        return f", {self.whose(first, np.minimum(first + self._per_shard, n_chunks) - 1)}"
 
 
 class _File:

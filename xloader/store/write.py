@@ -1,9 +1,12 @@
 """Writing a store: its zarr arrays, its labels, and the list of all files that makes it whole."""
 
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -192,9 +195,62 @@ def manifest(store: Path) -> dict[str, Any]:
         metadata = metadata_of(Path(folder))
         if metadata["node_type"] == "array":
             name = Path(folder).relative_to(store).as_posix()
-            runs = _runs(Keys(metadata).numbers(listing(Path(folder)) or []))
-            arrays[name] = {"metadata": checksum(metadata), "files": runs}
+            keys = Keys(metadata)
+            numbers = keys.numbers(listing(Path(folder)) or [])
+            files = (Path(folder) / keys.name(np.unravel_index(k, keys.grid)) for k in numbers)
+            arrays[name] = {
+                "metadata": checksum(metadata),
+                "files": _runs(numbers),
+                "marks": [mark(file, metadata) for file in files],
+            }
     return dict(sorted(arrays.items()))
+
+
+def mark(file: Path, metadata: Mapping[str, Any]) -> int:
+    """
+    Return what tells a file from every other: a whole one may stand in the wrong place.
+
+    Parameters
+    ----------
+    file : Path
+        A file of an array.
+    metadata : mapping
+        Metadata of the array.
+
+    Returns
+    -------
+    int
+        CRC32C of the index of a shard and of the checksum of its last chunk, or of a whole file
+        that is no shard; without its own last four bytes, with which it would always be the same.
+    """
+    with file.open("rb") as opened:
+        length = tail_length(metadata)
+        if length is not None:
+            opened.seek(-min(length, file.stat().st_size), os.SEEK_END)
+        return int(google_crc32c.value(opened.read()[:-4]))
+
+
+def tail_length(metadata: Mapping[str, Any]) -> int | None:
+    """
+    Return how many bytes at the end of a shard hold its index and the checksum before it.
+
+    Parameters
+    ----------
+    metadata : mapping
+        Metadata of an array.
+
+    Returns
+    -------
+    int or None
+        None if its files are no shards that end in their index.
+    """
+    codec = metadata["codecs"][0]
+    sharding = codec.get("configuration", {})
+    if codec["name"] != "sharding_indexed" or sharding.get("index_location", "end") != "end":
+        return None
+    sides = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    chunks = zip(sides, sharding["chunk_shape"], strict=True)
+    return int(16 * math.prod(a // b for a, b in chunks) + 8)
 
 
 def _runs(numbers: Int64) -> list[list[int]]:
