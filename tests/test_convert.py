@@ -1,6 +1,5 @@
 """Conversion: what goes in comes out, whole or not at all, in bounded memory."""
 
-import importlib
 import shutil
 import signal
 import subprocess
@@ -438,7 +437,7 @@ def test_convert__a_failure_leaves_no_task_that_still_writes(tmp_path, monkeypat
     source = write_h5ad(tmp_path / "a.h5ad", scipy.sparse.csr_matrix(sparse(32 * 12, 20)))
     monkeypatch.setattr(rows_writer, "_SHARD_CHUNKS", 1)
     # `xloader.convert` is the function
-    monkeypatch.setattr(importlib.import_module("xloader.convert"), "n_cpus", lambda: 2)
+    monkeypatch.setattr(sys.modules[xl.convert.__module__], "n_cpus", lambda: 2)
     begun, ended, second = [], [], threading.Event()
     real = rows_writer.RowsWriter.write
 

@@ -1,6 +1,6 @@
 """How conversion works: the same bytes on any machine, types that widen late, tiles that hold something."""
 
-import importlib
+import sys
 
 import anndata
 import cooler
@@ -59,7 +59,7 @@ def test_bytes__are_the_same_on_any_number_of_processors(tmp_path, monkeypatch):
     made = []
     for n in (1, 2, 7):
         # `xloader.convert` is the function
-        monkeypatch.setattr(importlib.import_module("xloader.convert"), "n_cpus", lambda n=n: n)
+        monkeypatch.setattr(sys.modules[xl.convert.__module__], "n_cpus", lambda n=n: n)
         monkeypatch.setattr(threads, "n_cpus", lambda n=n: n)
         for source, shuffle in ((cells, True), (cells, False), (contacts, False)):
             store = tmp_path / f"{source.suffix}{n}{shuffle}"
@@ -126,7 +126,7 @@ def test_type__that_does_not_fit_stops_the_pass(tmp_path, monkeypatch):
         return real(self, task, rung)
 
     monkeypatch.setattr(rows_writer.RowsWriter, "write", write)
-    monkeypatch.setattr(importlib.import_module("xloader.convert"), "n_cpus", lambda: 1)
+    monkeypatch.setattr(sys.modules[xl.convert.__module__], "n_cpus", lambda: 1)
     xl.convert(path, tmp_path / "s", progress=False)
     assert rungs.count(0) == 1
     assert rungs.count(3) > 5

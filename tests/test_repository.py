@@ -91,6 +91,14 @@ def test_public_names__are_sorted_and_documented():
     assert next(p.name for p in doc["Parameters"]) == "source"
 
 
+def test_public_names__are_never_hidden_by_modules_of_the_same_name():
+    # importing a module sets it as an attribute of its package, whatever was there
+    for name in xloader.__all__:
+        value = getattr(xloader, name)
+        is_module = (ROOT / "xloader" / f"{name}.py").exists()
+        assert not (is_module and callable(value)), name
+
+
 def test_import__needs_no_torch():
     code = "import sys, xloader; print([m for m in ('torch', 'matplotlib', 'hictkpy', 'cooler', 'anndata', 'zarr') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

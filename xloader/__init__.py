@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xloader import errors, simulate, transforms, windows
     from xloader import torch as torch
-    from xloader.convert import convert
+    from xloader.conversion import convert
     from xloader.loader import Loader
     from xloader.open import open_cells, open_contacts, resolutions
 
@@ -26,7 +26,7 @@ __all__ = [
 
 _FROM = {
     "Loader": "loader",
-    "convert": "convert",
+    "convert": "conversion",
     "open_cells": "open",
     "open_contacts": "open",
     "resolutions": "open",

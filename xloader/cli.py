@@ -24,7 +24,7 @@ def cli() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace a store that exists.")
 def convert(source: str, store: Path, codec: str, memory_budget: str, *, overwrite: bool) -> None:
     """Write SOURCE (.cool, .mcool, .h5ad) as a training store STORE."""
-    from xloader.convert import convert as run
+    from xloader.conversion import convert as run
 
     click.echo(run(source, store, codec=codec, memory_budget=memory_budget, overwrite=overwrite))
 

@@ -101,7 +101,7 @@ def code_stamp() -> str:
     """Return a digest of the code that writes stores, to know which ones are out of date."""
     digest = hashlib.sha256()
     package = ROOT / "xloader"
-    for path in sorted([*package.glob("store/*.py"), package / "convert.py"]):
+    for path in sorted([*package.glob("store/*.py"), package / "conversion.py"]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from xloader import transforms
 from xloader.contract import Transform
-from xloader.convert import convert
+from xloader.conversion import convert
 from xloader.demo.training import Result, train
 from xloader.errors import SchemaError
 from xloader.loader import Loader

@@ -12,7 +12,7 @@ from typing_extensions import override
 from xloader import transforms
 from xloader import windows as win
 from xloader.contract import SampleRandom
-from xloader.convert import convert
+from xloader.conversion import convert
 from xloader.demo.training import Result, train
 from xloader.errors import PlanError, SchemaError
 from xloader.loader import Loader
