@@ -1,4 +1,4 @@
-"""The training store as a lazy labelled Dataset; read from mapped shards or any URL, without zarr."""
+"""The training store as a lazy labelled Dataset; read from shards on a disk or any URL, without zarr."""
 
 import os
 from collections.abc import Iterable, Mapping
