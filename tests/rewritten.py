@@ -120,7 +120,7 @@ def transposed(shape, dtype):
 REWRITES = {
     "defaults": lambda *_: {},
     "gzip": functools.partial(whole_files, compressors=[GzipCodec(level=1)]),
-    "raw": functools.partial(whole_files, sides=(64, 10_000), compressors=None),
+    "raw": functools.partial(whole_files, sides=(3, 10_000), compressors=None),
     "big_endian": functools.partial(
         whole_files, serializer=BytesCodec(endian="big"), compressors=[BloscCodec(), Crc32cCodec()]
     ),

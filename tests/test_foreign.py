@@ -142,6 +142,22 @@ def test_replaced__is_told(stores, tmp_path):
         ds.X.load()
 
 
+@pytest.mark.parametrize("how", ["gzip", "raw", "dots", "shards", "index_unchecked"])
+def test_files__that_changed_places_are_told(how, stores, tmp_path):
+    other = rewrite(stores["cells"], tmp_path / "other", REWRITES[how])
+    seal(other)
+    folder = other / "X" / "values"
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != "zarr.json"]
+    one, two = files[:2]
+    contents = one.read_bytes(), two.read_bytes()
+    one.write_bytes(contents[1])
+    two.write_bytes(contents[0])
+    with pytest.raises(
+        ReadError, match="rows .* cannot be decoded: it is not the file that was wri"
+    ):
+        xl.open_cells(other, chunks=None).X.load()
+
+
 def test_seal__takes_only_whole_stores(stores, tmp_path):
     with pytest.raises(ReadError, match="is not on a local disk; seal the store before"):
         seal("memory://store")

@@ -13,7 +13,8 @@ from typing_extensions import override
 from xloader.errors import ReadError
 from xloader.store.codecs import Chain
 from xloader.store.keys import Keys, strides
-from xloader.store.places import Place, Url, read_files
+from xloader.store.places import Place, Span, Url, read_files
+from xloader.store.write import tail_length
 from xloader.threads import cut, n_threads, run
 
 Int64 = npt.NDArray[np.int64]
@@ -43,6 +44,9 @@ class ForeignArray:
     chunk_shape : tuple of int, optional
         Shape of the chunks that `read_chunks` counts and returns. Default: stored chunks along the
         first dimension, everything along the others.
+    marks : sequence of int, optional
+        What `xloader.store.write.mark` said of each file that was written, in the same order. Shards
+        that begin with their index are not compared with it, as that takes the whole file.
 
     Attributes
     ----------
@@ -67,6 +71,7 @@ class ForeignArray:
         metadata: Mapping[str, Any],
         files: Sequence[Sequence[int]],
         chunk_shape: tuple[int, ...] | None = None,
+        marks: Sequence[int] | None = None,
     ) -> None:
         self.place = place
         self.path = str(place)
@@ -80,6 +85,9 @@ class ForeignArray:
             msg = f"array {self.path!r} is no zarr v3 array that xloader reads: {e!r}"
             raise ReadError(msg) from e
         self.chunk_shape = chunk_shape or (*self._stored[:1], *self.shape[1:])
+        written = np.concatenate([np.arange(0), *(np.arange(a, b) for a, b in self._files)])
+        comparable = marks is not None and (self._sharding is None or self._sharding.at_end)
+        self._marks = dict(zip(written.tolist(), marks or (), strict=True)) if comparable else None
 
     def _parse(self, metadata: Mapping[str, Any]) -> None:
         self.shape = tuple(map(int, metadata["shape"]))
@@ -103,7 +111,7 @@ class ForeignArray:
         self._sharding = None
         self._stored = file_shape
         if codecs[0]["name"] == "sharding_indexed":
-            self._sharding = _Sharding(codecs, file_shape)
+            self._sharding = _Sharding(codecs, file_shape, tail_length(metadata))
             codecs, self._stored = self._sharding.codecs, self._sharding.chunk_shape
         self._chain = Chain(codecs, self._stored, self.dtype)
         self._per_file = tuple(f // s for f, s in zip(file_shape, self._stored, strict=True))
@@ -209,9 +217,12 @@ class ForeignArray:
                 chunk = np.broadcast_to(np.asarray(self._fill, self.dtype), self._stored)
             else:
                 try:
+                    if self._sharding is None:
+                        number = int(pastes.chunks[first + k] @ strides(self._keys.grid))
+                        self._check_mark(number, raw)
                     chunk = self._chain.decode(raw)
                 except Exception as e:  # by a codec of any make
-                    why = f"cannot be decoded: {e}; the file is damaged, copy or convert it again"
+                    why = f"cannot be decoded: {e}; {_DAMAGED}"
                     raise self._broken(pastes, first + k, why) from e
             pastes.paste(first + k, chunk, out)
 
@@ -257,12 +268,19 @@ class ForeignArray:
                 raise blame(k, _MISSING)
             try:
                 known[number] = self._sharding.parse(raw)
+                self._check_mark(number, raw)
             except ValueError as e:
-                raise blame(k, f"{e}: it is truncated or damaged, copy or convert it again") from e
+                raise blame(k, f"cannot be decoded: {e}; {_DAMAGED}") from e
         if len(indexes) > _MAX_INDEXES:
             indexes = self._indexes = {}  # another thread may still look into the old one
         indexes.update(known)
         return [known[k] for k in numbers.tolist()]
+
+    def _check_mark(self, number: int, end: bytes) -> None:
+        """Tell a file, by its last bytes, from one that was written to another place."""
+        if self._marks is not None and google_crc32c.value(end[:-4]) != self._marks[number]:
+            msg = "it is not the file that was written"
+            raise ValueError(msg)
 
     def _place(self, file: Int64) -> Place:
         return self.place / self._keys.name(file.tolist())
@@ -277,12 +295,18 @@ class ForeignArray:
 
 
 _MISSING = "is missing, and was there when the store was made; copy or convert it again"
+_DAMAGED = "the file is truncated, damaged or another one: copy or convert it again"
 
 
 class _Sharding:
     """How the chunks of a shard file are found."""
 
-    def __init__(self, codecs: Sequence[Mapping[str, Any]], shard_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        codecs: Sequence[Mapping[str, Any]],
+        shard_shape: tuple[int, ...],
+        tail: int | None,
+    ) -> None:
         if len(codecs) > 1:
             msg = f"codecs are {[c['name'] for c in codecs]}, and shards are read without others"
             raise ValueError(msg)
@@ -292,7 +316,7 @@ class _Sharding:
         pairs = zip(shard_shape, self.chunk_shape, strict=True)
         self.n_chunks = math.prod(s // c for s, c in pairs)
         names = [codec["name"] for codec in options["index_codecs"]]
-        self.at_end = options.get("index_location", "end") == "end"
+        self.at_end = tail is not None
         self.checked = "crc32c" in names
         if names not in (["bytes"], ["bytes", "crc32c"]):
             msg = f"codecs of the shard index are {names}, not bytes and crc32c"
@@ -300,18 +324,17 @@ class _Sharding:
         big = options["index_codecs"][0].get("configuration", {}).get("endian") == "big"
         self.dtype = np.dtype(">u8" if big else "<u8")
 
-    @property
-    def span(self) -> tuple[int, int | None]:
-        """Return where the index lies in a file."""
-        size = 16 * self.n_chunks + 4 * self.checked
-        return (-size, None) if self.at_end else (0, size)
+        self.size = 16 * self.n_chunks + 4 * self.checked
+        # the end of a file: its index, and a little of its last chunk
+        self.span: Span = (0, self.size) if tail is None else (-tail, None)
 
     def parse(self, raw: bytes) -> npt.NDArray[np.uint64]:
         """Return offset and length of each chunk."""
+        raw = raw[-self.size :] if self.at_end else raw
         size = 16 * self.n_chunks
         crc = google_crc32c.value(raw[:size]).to_bytes(4, "little") if self.checked else b""
         if len(raw) < size or raw[size:] != crc:
-            msg = f"does not hold the index of its {self.n_chunks} chunks"
+            msg = f"there is no index of its {self.n_chunks} chunks"
             raise ValueError(msg)
         return np.frombuffer(raw[:size], self.dtype).astype(np.uint64).reshape(-1, 2)
 
