@@ -14,6 +14,7 @@ from xloader.buffers import Buffers
 from xloader.csr import CSRArray
 from xloader.errors import ReadError
 from xloader.kernels import decode, tiles
+from xloader.kernels.stream import stream
 from xloader.packed import PackedRows, pack, panel, slice_rows, take, take_dense
 
 
@@ -144,9 +145,24 @@ def test_rows__on_threads_equal_those_without():
     got = packed.take(rows, np.dtype("f4"), None, Buffers())
     assert got.nnz > 2**17
     np.testing.assert_array_equal(got.todense(), x[rows].toarray())
-    np.testing.assert_array_equal(
-        take_dense([(packed, rows)], np.dtype("f4"), None, Buffers()), x[rows].toarray()
-    )
+    columns = rng.permutation(400)[:300]
+    for wanted, expected in ((None, x[rows]), (panel(columns, 400), x[rows][:, columns])):
+        dense = take_dense([(packed, rows)], np.dtype("f4"), wanted, Buffers())
+        np.testing.assert_array_equal(dense, expected.toarray())
+
+
+@given(
+    st.integers(0, 200),
+    st.integers(0, 40),
+    st.sampled_from(["?", "u1", "u2", "i4", "f4", "f8", "c16"]),
+)
+def test_stream__any_place_and_type_equal_slices(n, begin, dtype):
+    source = np.arange(200).astype(dtype)
+    target = np.full(begin + n + 40, 7, dtype)
+    expected = target.copy()
+    expected[begin : begin + n] = source[:n]
+    stream(source, n, target, begin)
+    np.testing.assert_array_equal(target, expected)
 
 
 @pytest.mark.parametrize("columns", [None, [0, 2]], ids=["all", "some"])

@@ -4,6 +4,7 @@ import pickle
 import tempfile
 from pathlib import Path
 
+import anndata
 import h5py
 import numpy as np
 import numpy.testing as npt
@@ -440,3 +441,27 @@ def test_batches__in_place_work_of_a_user_reaches_no_other_batch():
     with pytest.raises(ValueError, match="read-only"):
         spoilt["loadings"] *= 0  # shared by all batches
     assert loader[0].identical(first)
+
+
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+@pytest.mark.parametrize("source", ["memory", "h5ad", "store"])
+def test_half_floats__stay_what_they_are_from_every_source(tmp_path, source, layout):
+    x = scipy.sparse.random(90, 30, 0.2, "csr", "f4", 0)
+    x.data[:] = half = x.data.astype("f2")
+    if source == "memory":
+        array = CSRArray(half, x.indices, x.indptr.astype(np.int64), x.shape)
+        ds = xr.Dataset({"X": (("cell", "gene"), array)})
+    else:
+        path = tmp_path / "half.h5ad"
+        anndata.AnnData(x).write_h5ad(path)
+        with h5py.File(path, "a") as f:
+            attrs = dict(f["X/data"].attrs)
+            del f["X/data"]
+            f["X/data"] = half
+            f["X/data"].attrs.update(attrs)
+        made = xl.convert(path, tmp_path / "half.xl", progress=False)
+        ds = made if source == "store" else xl.open_cells(path)
+    loader = xl.Loader(ds[["X"]], batch_size=16, shuffle=True, layout=layout)
+    for batch in epoch_of(loader):
+        assert batch["X"].dtype == np.float16
+        npt.assert_array_equal(dense(batch)["X"], x[batch.sample_id.values].toarray())

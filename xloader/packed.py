@@ -53,6 +53,23 @@ def panel(columns: Int64, n_stored: int) -> Panel | None:
     return Panel(place, len(columns), bool((np.diff(columns) > 0).all()))
 
 
+def compiled(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """
+    Return the type that compiled loops hold values of some type in; they know no half floats.
+
+    Parameters
+    ----------
+    dtype : dtype
+        Any type of numbers.
+
+    Returns
+    -------
+    dtype
+        One that holds the same values.
+    """
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
 @dataclass(frozen=True)
 class PackedRows:
     """Rows that lie somewhere in two flat arrays."""
@@ -150,7 +167,7 @@ def take(
             p._run(kernels.count, (p.columns, starts, lengths, wanted.place, n), lengths, rows)
     indptr = np.append(0, np.cumsum(np.concatenate(counts)))
     n_columns = parts[0][0].n_columns
-    data = buffers.empty((int(indptr[-1]),), dtype)
+    data = buffers.empty((int(indptr[-1]),), compiled(dtype))
     indices = buffers.empty(data.shape, np.int32 if n_columns < 2**31 else np.int64)
     first = 0
     for p, rows, starts, lengths in found:
@@ -162,6 +179,7 @@ def take(
         else:
             chosen = (p.values, p.columns, starts, lengths, wanted.place, mine, data, indices)
             p._run(kernels.select, chosen, lengths, rows)
+    data = data.astype(dtype, copy=False)
     if wanted is None:
         return CSRArray(data, indices, indptr, (first, n_columns))
     out = CSRArray(data, indices, indptr, (first, wanted.n))
@@ -194,7 +212,7 @@ def take_dense(
 
     n = sum(len(rows) for _, rows in parts)
     n_columns = parts[0][0].n_columns if wanted is None else wanted.n
-    out = buffers.empty((n, n_columns), dtype)
+    out = buffers.empty((n, n_columns), compiled(dtype))
     place = np.zeros(0, np.int32) if wanted is None else wanted.place
     first = 0
     for p, rows in parts:
@@ -202,7 +220,7 @@ def take_dense(
         first += len(rows)
         args = (p.values, p.columns, p.starts[rows], p.lengths[rows], place, mine)
         p._run(kernels.scatter, args, np.full(len(rows), n_columns), rows)
-    return out
+    return out.astype(dtype, copy=False)
 
 
 def pack(csr: CSRArray, name: str) -> PackedRows:
@@ -219,11 +237,12 @@ def pack(csr: CSRArray, name: str) -> PackedRows:
     Returns
     -------
     PackedRows
-        Shares its memory.
+        Shares its memory, half floats excepted.
     """
     starts = np.asarray(csr.indptr[:-1], np.int64)
     lengths = np.diff(csr.indptr).astype(np.int64, copy=False)
-    shared = (csr.data, csr.indices, starts, lengths, csr.shape[1])
+    values = csr.data.astype(compiled(csr.dtype), copy=False)
+    shared = (values, csr.indices, starts, lengths, csr.shape[1])
     return PackedRows(*shared, delta=False, name=name, rows=np.arange(len(starts)))
 
 

@@ -14,7 +14,7 @@ from xloader.arrays import Key, RowArray, StoredArray, TileArray
 from xloader.buffers import Buffers
 from xloader.csr import CSRArray
 from xloader.errors import ReadError, SchemaError, XloaderError
-from xloader.packed import PackedRows, ranges
+from xloader.packed import PackedRows, compiled, ranges
 from xloader.schema import keep_labels, lazy
 from xloader.store.blocks import RowBlocks
 from xloader.store.layout import BLOCK_ROWS, TILE, decode, read_root, root_attributes
@@ -111,7 +111,7 @@ class StoreRows(RowArray):
         )
         begins = self.indptr[rows]
         return PackedRows(
-            values,
+            values.astype(compiled(values.dtype), copy=False),
             columns,
             starts=(first - self.indptr[blocks * BLOCK_ROWS])[of] + begins,
             lengths=self.indptr[rows + 1] - begins,

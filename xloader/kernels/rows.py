@@ -11,7 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from xloader.kernels.stream import finish_stream, stream
+
 Array = npt.NDArray[Any]
+
+_SCRATCH_NBYTES = 2**16
+"""Rows that are put together at once, if several fit."""
 
 # numpy's own division and no reordering of sums: results are those of plain loops
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
@@ -115,20 +120,40 @@ def scatter(
     first: int,
     last: int,
 ) -> int:  # numpydoc ignore=PR01,RT01
-    """Write rows ``[first, last)`` densely; an empty `place` takes every column as it is."""
+    """
+    Write rows ``[first, last)`` densely; an empty `place` takes every column as it is.
+
+    Rows are put together where the caches hold them, and what was put there is taken away again
+    afterwards, so that zeros are written to memory once and never read from it.
+    """
     everything = len(place) == 0
     n_columns = out.shape[1] if everything else len(place)
-    for i in range(first, last):
-        source = values[starts[i] : starts[i] + lengths[i]]
-        encoded = columns[starts[i] : starts[i] + lengths[i]]
-        row = out[i]
-        row[:] = 0
-        at = np.int64(0)
-        for k in range(lengths[i]):
-            at = at + encoded[k] if delta else np.int64(encoded[k])
-            if at >= n_columns:
-                return i
-            new = at if everything else np.int64(place[at])
-            if new >= 0:
-                row[new] = source[k]
+    width = out.shape[1]
+    together = max(1, _SCRATCH_NBYTES // max(1, width * out.itemsize))
+    scratch, flat = np.zeros(together * width, out.dtype), out.reshape(-1)
+    for begin in range(first, last, together):
+        end = min(last, begin + together)
+        for i in range(begin, end):
+            source = values[starts[i] : starts[i] + lengths[i]]
+            encoded = columns[starts[i] : starts[i] + lengths[i]]
+            row = scratch[(i - begin) * width : (i - begin + 1) * width]
+            at = np.int64(0)
+            for k in range(lengths[i]):
+                at = at + encoded[k] if delta else np.int64(encoded[k])
+                if at >= n_columns:
+                    return i
+                new = at if everything else np.int64(place[at])
+                if new >= 0:
+                    row[new] = source[k]
+        stream(scratch, (end - begin) * width, flat, begin * width)
+        for i in range(begin, end):
+            encoded = columns[starts[i] : starts[i] + lengths[i]]
+            row = scratch[(i - begin) * width : (i - begin + 1) * width]
+            at = np.int64(0)
+            for k in range(lengths[i]):
+                at = at + encoded[k] if delta else np.int64(encoded[k])
+                new = at if everything else np.int64(place[at])
+                if new >= 0:
+                    row[new] = 0
+    finish_stream()
     return -1

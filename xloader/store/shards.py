@@ -2,13 +2,11 @@
 
 import math
 import os
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -20,6 +18,7 @@ from xloader.store.layout import metadata_of
 from xloader.threads import cut, n_threads, run
 
 Int64 = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 # threads are ours: blosc's own pool is global, locked, and does not survive a fork
 blosc.use_threads = False
@@ -28,17 +27,20 @@ blosc.use_threads = False
 _CRC_OF_CHECKED = 0x48674BC7
 _ABSENT = np.uint64(2**64 - 1)
 _INLINE_NBYTES = 2**18
+_MAX_KNOWN = 2**14
 _MAX_OPEN = 512
-_shards: "OrderedDict[str, _Shard]" = OrderedDict()
+_Key = tuple[str, int]
+"""Path of an array, and number of a shard in it."""
+_shards: "OrderedDict[_Key, _Shard]" = OrderedDict()
+_files: "OrderedDict[_Key, _File]" = OrderedDict()
+"""Read only by position, which is safe to inherit through a fork."""
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """One open shard file."""
+    """What is known of one shard file."""
 
     path: str
-    file: "_File"
-    """Read only by position, which is safe to inherit through a fork."""
     size: int
     """Bytes of the file."""
     stamp: tuple[int, ...]
@@ -46,11 +48,7 @@ class _Shard:
     index: npt.NDArray[np.uint64]
     """Offset and length of each inner chunk in bytes, shape (n_chunks, 2)."""
     checked: npt.NDArray[np.bool_]
-    """Whether the checksum of each inner chunk was compared since the file was opened."""
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return some bytes, fewer where the file ends."""
-        return os.pread(self.file.fileno(), length, offset)
+    """Whether the checksum of each inner chunk was compared since the index was read."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +63,21 @@ class _Jobs:
     """Where each begins in its file."""
     lengths: Int64
     """Encoded bytes of each, without checksum."""
-    shards: list[tuple[_Shard, int]]
-    """Files and the first of their jobs; holding them keeps them open."""
+    paths: list[str]
+    """Path of each file, for messages, shape (n_shards,)."""
+    shards: Int64
+    """Place in `paths` of the file of each."""
+    held: list["_File"]
+    """What keeps the files open."""
 
-    def shard_of(self, job: int) -> _Shard:
+    def read(self, job: int) -> bytes:
+        """Return the bytes of a chunk, fewer where its file ends."""
+        where = self.files[job], self.lengths[job], self.offsets[job]
+        return os.pread(*map(int, where))
+
+    def path(self, job: int) -> str:
         """Return the file of a chunk."""
-        return self.shards[bisect_right(self.shards, job, key=itemgetter(1)) - 1][0]
+        return self.paths[int(self.shards[job])]
 
 
 class ShardedArray:
@@ -210,7 +217,7 @@ class ShardedArray:
         for failed in run("decode", self._decode, parts):
             if failed is not None:
                 job, why = failed
-                raise self._broken(jobs.shard_of(job).path, ids[jobs.slots[job]], why)
+                raise self._broken(jobs.path(job), ids[jobs.slots[job]], why)
         return out.astype(self.dtype.newbyteorder("="), copy=False)
 
     def _plan(self, ids: Int64, out: npt.NDArray[Any]) -> _Jobs:
@@ -218,48 +225,62 @@ class ShardedArray:
         shard_ids, inner_ids = np.divmod(ids, self._per_shard)
         shard_of = np.ravel_multi_index(tuple(shard_ids.T), self._grid)
         inner = np.ravel_multi_index(tuple(inner_ids.T), self._per_shard)
-        order = np.argsort(shard_of, kind="stable")
-        numbers, first = np.unique(shard_of[order], return_index=True)
-        slots_of, files, offsets, lengths, shards = [], [], [], [], []
-        n_jobs = 0
-        for number, places in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
-            shard = self._shard(number)
-            if shard is None:
-                out[places] = self.fill_value
-                continue
-            spans = shard.index[inner[places]]
-            absent = (spans == _ABSENT).all(axis=1)
-            out[places[absent]] = self.fill_value
-            slots, spans = places[~absent], spans[~absent]
-            self._check(shard, inner[slots], spans, ids[slots])
-            slots_of.append(slots)
-            files.append(np.full(len(slots), shard.file.fileno()))
-            offsets.append(spans[:, 0].astype(np.int64))
-            lengths.append(spans[:, 1].astype(np.int64) - (4 if self._checked else 0))
-            shards.append((shard, n_jobs))
-            n_jobs += len(slots)
-        none = np.zeros(0, np.int64)
-        joined = [np.concatenate([none, *x]) for x in (slots_of, files, offsets, lengths)]
-        return _Jobs(joined[0], joined[1], joined[2], joined[3], shards)
+        numbers, which = np.unique(shard_of, return_inverse=True)
+        found = [self._shard(number) for number in numbers.tolist()]
+        written = [x for x in found if x is not None]
+        place = np.cumsum([x is not None for x in found]) - 1
+        place[[x is None for x in found]] = -1
+        # the table of all shards needed is small, and one lookup in it saves one for each shard
+        none = np.full((1, 2), _ABSENT)
+        n_chunks = math.prod(self._per_shard)
+        table = np.concatenate([*(shard.index for shard, _ in written), none])
+        which = place[which]
+        at = np.where(which < 0, len(table) - 1, which * n_chunks + inner)
+        spans = table[at]
+        absent = (spans == _ABSENT).all(axis=1)
+        if absent.any():
+            out[absent] = self.fill_value
+        slots = np.flatnonzero(~absent)
+        slots = slots[np.argsort(which[slots], kind="stable")]
+        spans, which, inner = spans[slots], which[slots], inner[slots]
+        jobs = _Jobs(
+            slots,
+            np.array([file.fileno() for _, file in written], np.int64)[which],
+            spans[:, 0].astype(np.int64),
+            spans[:, 1].astype(np.int64) - (4 if self._checked else 0),
+            [shard.path for shard, _ in written],
+            which,
+            [file for _, file in written],
+        )
+        self._check(jobs, [shard for shard, _ in written], spans, inner, ids)
+        return jobs
 
     def _check(
-        self, shard: _Shard, inner: Int64, spans: npt.NDArray[np.uint64], ids: Int64
+        self,
+        jobs: _Jobs,
+        shards: Sequence[_Shard],
+        spans: npt.NDArray[np.uint64],
+        inner: Int64,
+        ids: Int64,
     ) -> None:
         """Compare places with the size of the file, and bytes with checksums the first time."""
-        limit = np.uint64(shard.size - shard.index.nbytes - 4)
+        end = 16 * math.prod(self._per_shard) + 4
+        limit = np.array([shard.size - end for shard in shards], np.uint64)[jobs.shards]
         offset, length = spans.T
         outside = (offset > limit) | (length > limit - np.minimum(offset, limit))
         for k in np.flatnonzero(outside).tolist():
-            why = f"lies at bytes {offset[k]}-{int(offset[k]) + int(length[k])} of {limit}"
-            raise self._broken(shard.path, ids[k], why)
+            why = f"lies at bytes {offset[k]}-{int(offset[k]) + int(length[k])} of {limit[k]}"
+            raise self._broken(jobs.path(k), ids[jobs.slots[k]], why)
         if not self._checked:
             return
-        for k in np.flatnonzero(~shard.checked[inner]).tolist():
-            encoded = shard.read(int(offset[k]), int(length[k]))
+        checked = np.concatenate([shard.checked for shard in shards] or [np.zeros(0, bool)])
+        new = ~checked[jobs.shards * math.prod(self._per_shard) + inner]
+        for k in np.flatnonzero(new).tolist():
+            encoded = os.pread(int(jobs.files[k]), int(length[k]), int(offset[k]))
             if google_crc32c.value(encoded) != _CRC_OF_CHECKED:
                 why = "its bytes do not match their crc32c checksum"
-                raise self._broken(shard.path, ids[k], why)
-            shard.checked[inner[k]] = True
+                raise self._broken(jobs.path(k), ids[jobs.slots[k]], why)
+            shards[jobs.shards[k]].checked[inner[k]] = True
 
     def _decode(
         self,
@@ -280,9 +301,8 @@ class ShardedArray:
                 None if failed < 0 else (first + failed, f"blosc cannot decode it to {size} bytes")
             )
         for k, slot in enumerate(slots.tolist(), first):
-            encoded = jobs.shard_of(k).read(int(jobs.offsets[k]), int(jobs.lengths[k]))
             try:
-                _decode_one(encoded, out[slot], compressed=self._compressed)
+                _decode_one(jobs.read(k), out[slot], compressed=self._compressed)
             except (ValueError, RuntimeError) as e:
                 return k, str(e)
         return None
@@ -294,28 +314,33 @@ class ShardedArray:
             f"cannot be read: {why}; the file is damaged, convert the source again"
         )
 
-    def _shard(self, number: int) -> _Shard | None:
-        """Return a shard, open; None if it was never written."""
-        place = np.unravel_index(number, self._grid)
-        path = "/".join([self.path, "c", *(str(int(k)) for k in place)])
-        shard = _shards.get(path)
+    def _shard(self, number: int) -> "tuple[_Shard, _File] | None":
+        """Return a shard and its open file; None if it was never written."""
+        key = self.path, number
+        shard, file = _shards.get(key), _files.get(key)
         try:
-            if shard is not None and shard.stamp == _stamp_of(os.stat(path)):  # noqa: PTH116 # hot
-                return shard
+            if shard is not None and shard.stamp == _stamp_of(os.stat(shard.path)):  # noqa: PTH116 # hot
+                if file is not None:
+                    return shard, file
+                file = _File(shard.path)
+                if shard.stamp == _stamp_of(os.fstat(file.fileno())):
+                    _keep(_files, key, file, _MAX_OPEN)
+                    return shard, file
         except OSError:
-            shard = None  # told below
+            pass  # told below
         if self._runs is not None:
             run = int(np.searchsorted(self._runs[:, 0], number, "right")) - 1
             if run < 0 or number >= self._runs[run, 1]:
                 return None
-        shard = self._open(path, number)
-        if shard is not None:
-            _shards[path] = shard
-            while len(_shards) > _MAX_OPEN:  # each holds a file descriptor
-                _shards.popitem(last=False)
-        return shard
+        found = self._open(number)
+        if found is not None:
+            _keep(_shards, key, found[0], _MAX_KNOWN)
+            _keep(_files, key, found[1], _MAX_OPEN)
+        return found
 
-    def _open(self, path: str, number: int) -> _Shard | None:
+    def _open(self, number: int) -> "tuple[_Shard, _File] | None":
+        place = np.unravel_index(number, self._grid)
+        path = "/".join([self.path, "c", *(str(int(k)) for k in place)])
         if _stamp(self.path) != self._stamp:
             msg = (
                 f"array {self.path!r} was replaced after it was opened; open the store again to "
@@ -355,7 +380,7 @@ class ShardedArray:
             raise ReadError(msg)
         spans = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)
         stamp = _stamp_of(status)
-        return _Shard(path, file, status.st_size, stamp, spans, np.zeros(n_chunks, bool))
+        return _Shard(path, status.st_size, stamp, spans, np.zeros(n_chunks, bool)), file
 
     def _held(self, number: int) -> str:
         """Say what a shard holds, for messages."""
@@ -379,6 +404,13 @@ class _File:
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
+
+
+def _keep(known: "OrderedDict[_Key, T]", key: _Key, value: T, limit: int) -> None:
+    """Remember something, and forget what was learnt first where that is too much."""
+    known[key] = value
+    while len(known) > limit:
+        known.popitem(last=False)
 
 
 def _stamp_of(status: os.stat_result) -> tuple[int, ...]:
