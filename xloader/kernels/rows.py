@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from xloader.kernels.stream import finish_stream, stream
+from xloader.kernels.stream import stream
 
 Array = npt.NDArray[Any]
 
@@ -155,5 +155,4 @@ def scatter(
                 new = at if everything else np.int64(place[at])
                 if new >= 0:
                     row[new] = 0
-    finish_stream()
     return -1

@@ -26,7 +26,7 @@ def _store(typing: Any, target: Any, source: Any) -> Any:  # noqa: ARG001
 
 
 @intrinsic
-def finish_stream(typing: Any) -> Any:  # noqa: ARG001 # numpydoc ignore=GL08,PR01,RT01
+def _fence(typing: Any) -> Any:  # noqa: ARG001
     """Let every thread see what this one wrote; such stores are not ordered by themselves."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
@@ -51,3 +51,4 @@ def stream(
         _store(to + k, at + k)
     for k in range(tail, n):
         target[begin + k] = source[k]
+    _fence()
