@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from xarray.backends import BackendEntrypoint
 
 from xloader.backends import store as store_backend
-from xloader.backends.cooler_groups import coolers
-from xloader.backends.hdf5 import damage_told, open_hdf5
 from xloader.errors import SchemaError
 from xloader.store.layout import missing, read_root
 from xloader.store.places import Url, place_of
@@ -49,6 +48,8 @@ def identify(path: str | os.PathLike[str]) -> tuple[str, str]:
         raise missing(file)
     if file.is_dir():
         return "xloader", str(read_root(file)["kind"])
+    from xloader.backends.hdf5 import damage_told, open_hdf5  # stores do without h5py
+
     with damage_told(repr(str(file))):
         groups = set(open_hdf5(str(file)))
     if {"obs", "var"} <= groups:
@@ -64,12 +65,13 @@ def identify(path: str | os.PathLike[str]) -> tuple[str, str]:
     raise SchemaError(msg)
 
 
-def _engine(path: str | os.PathLike[str], kind: str) -> str:
+def _engine(path: str | os.PathLike[str], kind: str) -> str | type[BackendEntrypoint]:
     engine, found = identify(path)
     if found != kind:
         msg = f"{str(place_of(path))!r} holds {found}, not {kind}; open it with {_OPENERS[found]}"
         raise SchemaError(msg)
-    return engine
+    # by name, xarray would first import every backend that is installed
+    return store_backend.StoreBackendEntrypoint if engine == "xloader" else engine
 
 
 def _text(path: str | os.PathLike[str]) -> str:
@@ -207,8 +209,11 @@ def resolutions(path: str | os.PathLike[str]) -> list[int]:
     SchemaError
         If it holds something else.
     """
-    if _engine(path, "contacts") == "xloader":
+    if _engine(path, "contacts") is store_backend.StoreBackendEntrypoint:
         return store_backend.resolutions(path)
+    from xloader.backends.cooler_groups import coolers
+    from xloader.backends.hdf5 import damage_told
+
     file, _, group = _text(path).partition("::")
     with damage_told(repr(file)):
         return [size for size in coolers(file, "/" + group.strip("/")) if size is not None]

@@ -1,6 +1,6 @@
 """The labels: which dimensions, variables and coordinates every contact map and cell array has."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,9 +75,34 @@ class _LabelVariable(xr.Variable):
             data = data.array
         if isinstance(data, indexing.NumpyIndexingAdapter):
             data = data.array
-        xr.Variable.data.fset(self, data)  # type: ignore[attr-defined]
+        if data is not self.data:
+            xr.Variable.data.fset(self, data)  # type: ignore[attr-defined]
 
     data = property(xr.Variable.data.fget, _set)  # type: ignore[attr-defined]
+
+
+def label(
+    dims: str | Sequence[str], values: npt.NDArray[Any], attrs: Mapping[str, Any] | None = None
+) -> xr.Variable:
+    """
+    Make the variable of a label.
+
+    Parameters
+    ----------
+    dims : str or sequence of str
+        Its dimensions.
+    values : ndarray
+        Its values.
+    attrs : mapping, optional
+        Its attributes.
+
+    Returns
+    -------
+    xarray.Variable
+        With these very values: xarray would send strings through pandas and back, which takes
+        longer than reading them and makes a new string of each.
+    """
+    return xr.Variable(dims, values, attrs, fastpath=values.dtype == object)
 
 
 def keep_labels(ds: xr.Dataset) -> xr.Dataset:
@@ -136,11 +161,11 @@ def contacts_dataset(
     for side in ("1", "2"):
         dim = f"bin{side}"
         coords[dim] = xr.Variable(dim, np.arange(len(start)))
-        coords[f"chrom{side}"] = xr.Variable(dim, chrom)
+        coords[f"chrom{side}"] = label(dim, chrom)
         coords[f"start{side}"] = xr.Variable(dim, start, {"units": "bp"})
         coords[f"end{side}"] = xr.Variable(dim, end, {"units": "bp"})
         for name, (values, weight_attrs) in weights.items():
-            coords[f"{name}{side}"] = xr.Variable(dim, values, dict(weight_attrs))
+            coords[f"{name}{side}"] = label(dim, values, dict(weight_attrs))
     ds = xr.Dataset({"count": lazy(("bin1", "bin2"), count)}, coords, dict(attrs))
     return keep_labels(ds)
 
@@ -180,8 +205,8 @@ def cells_dataset(
         With integer coordinates `row` and `column` that keep their values through any selection.
     """
     everything: dict[str, Any] = {
-        "cell": xr.Variable("cell", cell),
-        "gene": xr.Variable("gene", gene),
+        "cell": label("cell", cell),
+        "gene": label("gene", gene),
         "row": xr.Variable("cell", np.arange(len(cell))),
         "column": xr.Variable("gene", np.arange(len(gene))),
         **(coords or {}),
@@ -190,12 +215,12 @@ def cells_dataset(
     taken.update(d for dims, _, _ in arrays.values() for d in dims)
     for dim, columns in (("cell", obs), ("gene", var)):
         for name, (values, column_attrs) in columns.items():
-            label = name
-            while label in taken:
-                label = f"{dim}_{label}"
-            taken.add(label)
-            extra = {} if label == name else {"column": name}
-            everything[label] = xr.Variable(dim, values, {**column_attrs, **extra})
+            unique = name
+            while unique in taken:
+                unique = f"{dim}_{unique}"
+            taken.add(unique)
+            extra = {} if unique == name else {"column": name}
+            everything[unique] = label(dim, values, {**column_attrs, **extra})
     variables = {
         name: lazy(dims, array, a)
         if isinstance(array, StoredArray)

@@ -381,6 +381,19 @@ batch = next(iter(loader))
 x = batch.variables["X"].data
 print(time.perf_counter() - start, x.shape[0] + 0 * len(x.data))
 """
+# what the libraries take is theirs: numba's registries are filled when it first runs something
+FIRST_BATCH_OWN = """
+import sys, time
+import dask.array, numba, numcodecs.blosc, xarray
+numba.njit(lambda: 0)()
+start = time.perf_counter()
+import xloader as xl
+ds = xl.open_cells(sys.argv[1])
+loader = xl.Loader(ds, batch_size=int(sys.argv[2]), shuffle=True, memory_budget="256MB")
+batch = next(iter(loader))
+x = batch.variables["X"].data
+print(time.perf_counter() - start, x.shape[0] + 0 * len(x.data))
+"""
 IMPORT = """
 import importlib, sys, time
 start = time.perf_counter()

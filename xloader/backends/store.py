@@ -15,7 +15,7 @@ from xloader.buffers import Buffers
 from xloader.csr import CSRArray
 from xloader.errors import ReadError, SchemaError, XloaderError
 from xloader.packed import PackedRows, compiled, ranges
-from xloader.schema import keep_labels, lazy
+from xloader.schema import keep_labels, label, lazy
 from xloader.store.blocks import RowBlocks
 from xloader.store.layout import BLOCK_ROWS, TILE, decode, read_root, root_attributes
 from xloader.store.opened import Arrays, ChunkedArray
@@ -312,7 +312,7 @@ def _group(arrays: Arrays, name: str, group: Mapping[str, Any]) -> xr.Dataset:
     variables: dict[str, xr.Variable] = {}
     for key, d in {**group["coords"], **group["variables"]}.items():
         if d["layout"] == "label":
-            variables[key] = xr.Variable(d["dims"], arrays.label(name, d), decode(d["attrs"]))
+            variables[key] = label(d["dims"], arrays.label(name, d), decode(d["attrs"]))
         else:
             path = f"{name}/{d['path']}".lstrip("/")
             variables[key] = lazy(d["dims"], _stored(arrays, path, d), decode(d["attrs"]))
