@@ -35,7 +35,7 @@ def epoch(kind, path, **options):
         options |= {"layout": "dense", "memory_budget": "100kB"}
     ds = opened(kind, path)
     loader = xl.Loader(ds, batch_size=16, shuffle=True, seed=3, **options)
-    assert loader.plan.n_pools > 1
+    assert loader.plan.n_pools(0) > 1
     return [batch.compute() for batch in loader]
 
 

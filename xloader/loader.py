@@ -5,6 +5,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import cloudpickle
@@ -19,23 +20,22 @@ from xloader.batch import Labeller
 from xloader.buffers import Allocate
 from xloader.contract import SampleRandom, Transform, apply, fusion_of
 from xloader.errors import PerformanceWarning, PlanError, warn
-from xloader.pipeline import Ahead, cut, gathered
-from xloader.plan import Batch, Plan, Remainder
+from xloader.memory import divide
+from xloader.pipeline import cut, gathered
+from xloader.plan import Batch, Order, Plan, Remainder
 from xloader.read import Values
 from xloader.request import (
     draw_windows,
+    resolve_order,
     resolve_ranks,
     resolve_variables,
     storage_blocks,
     vocabularies,
 )
 from xloader.source import Loaded, Source
-from xloader.threads import n_threads
 from xloader.windows import Shape
 
 _LAYOUTS = (None, "csr", "dense")
-_GROUP_NBYTES = 32 * 2**20
-"""Bytes of small batches that are gathered at once: few calls, and memory that caches hold."""
 
 
 class Loader:
@@ -68,6 +68,9 @@ class Loader:
         Whether blocks and samples are permuted, differently in each epoch.
     seed : int, optional
         Seed of every permutation and of `rng`.
+    order : {"sequential", "shuffled", "uniform"}, one of `xloader.orders`, or callable, optional
+        What an epoch serves, and in which order; a function takes (plan, rng) and returns sample
+        numbers, equally many in each epoch. Default: what `shuffle` says.
     remainder : {"keep", "drop", "pad"}, optional
         What becomes of the last, incomplete batch: kept short, dropped, or filled up with samples
         that carry ``valid=False``. Where windows do not reach the end of a region, "keep" and "pad"
@@ -75,11 +78,13 @@ class Loader:
     layout : {None, "csr", "dense"}, optional
         Form of sparse variables in batches. Default: "csr" where storage is sparse.
     memory_budget : int or str, optional
-        Bytes for decoded blocks, those read ahead included.
-    prefetch : int, optional
-        Pools of blocks to read ahead while batches are served; 0 reads none.
+        Bytes for decoded blocks, those read ahead included. It decides how many blocks are mixed,
+        and nothing else does: the order of samples depends on it.
+    prefetch : {0, 1}, optional
+        Pools of blocks to read ahead while one is served.
     rank, world_size : int, optional
-        This process and the number of processes that share each global batch. Default: the
+        This process and the number of processes that share each global batch. Default: those of
+        ``torch.distributed``, if it is initialised when an iteration starts, else of the
         environment variables ``RANK`` and ``WORLD_SIZE``, else one process.
 
     Raises
@@ -110,6 +115,7 @@ class Loader:
         transform: Transform | None = None,
         shuffle: bool = False,
         seed: int = 0,
+        order: Any = None,
         remainder: Remainder = "keep",
         layout: str | None = None,
         memory_budget: int | str = "1GB",
@@ -120,8 +126,11 @@ class Loader:
         if layout not in _LAYOUTS:
             msg = f"layout={layout!r} is unknown; choose one of {_LAYOUTS}"
             raise PlanError(msg)
-        if prefetch < 0:
-            msg = f"prefetch={prefetch} is impossible; choose 0 (none) or more"
+        if prefetch not in (0, 1):
+            msg = (
+                f"prefetch={prefetch} is impossible; choose 1, to read a pool of blocks while one is "
+                "served, or 0; memory_budget makes pools larger"
+            )
             raise PlanError(msg)
         self.ds, drawn = draw_windows(source, input_dims, input_overlap, windows, remainder)
         self.layout = layout
@@ -134,15 +143,30 @@ class Loader:
         self._finished = False
         self._advised = False
         self._reset()
-        self.plan = self._make_plan(
+        self._ranks = rank, world_size
+        self._plan = self._make_plan(
             drawn,
+            resolve_order(order, self.ds, drawn, shuffle=shuffle),
             batch_size=batch_size,
-            shuffle=shuffle,
             seed=seed,
             remainder=remainder,
             budget=parse_bytes(memory_budget),
-            ranks=resolve_ranks(rank, world_size),
         )
+
+    @property
+    def plan(self) -> Plan:
+        """
+        Return what was decided before anything is read.
+
+        Returns
+        -------
+        Plan
+            For the rank and world size of this moment.
+        """
+        ranks = resolve_ranks(*self._ranks)
+        if ranks != (self._plan.rank, self._plan.world_size):
+            self._plan = replace(self._plan, rank=ranks[0], world_size=ranks[1])
+        return self._plan
 
     def _reset(self) -> None:
         """Forget everything that belongs to one process."""
@@ -156,51 +180,33 @@ class Loader:
     def _make_plan(
         self,
         windows: Windows,
+        order: Order,
         *,
         batch_size: int,
-        shuffle: bool,
         seed: int,
         remainder: Remainder,
         budget: int,
-        ranks: tuple[int, int],
     ) -> Plan:
         source = self._make_source(windows)
         self._source = source
-        blocks = storage_blocks(source, windows, shuffle=shuffle)
+        blocks = storage_blocks(source, windows, in_order=order.in_order)
         members = np.arange(len(windows)) if blocks.members is None else blocks.members
         nbytes = source.block_nbytes(windows.starts_of(members), blocks.ptr)
-        largest = int(nbytes.max(initial=0))
-        self._group_batches = max(1, _GROUP_NBYTES // max(1, batch_size * source.sample_nbytes))
-        gathered = self._group_batches * batch_size * source.sample_nbytes
-        # batches that are made ahead count too, unless they alone would take most of the budget
-        ahead = 0 if self.prefetch == 0 else n_threads() if self._group_batches > 1 else 1
-        self._gathered_ahead = ahead if 2 * (ahead + 1) * gathered <= budget else 0
-        budget -= (ahead + 1) * gathered if self._gathered_ahead else 0
-        pools = 1 + self.prefetch  # in memory at the same time
-        if int(nbytes.sum()) <= budget:
-            pool_blocks = len(blocks)
-        elif largest * pools <= budget:
-            pool_blocks = budget // (largest * pools)
-        else:
-            samples = int(np.diff(blocks.ptr)[nbytes.argmax()])
-            msg = (
-                f"a block of {samples} samples decodes to {format_bytes(largest)}, and "
-                f"prefetch={self.prefetch} keeps {pools} in memory, but memory_budget leaves "
-                f"{format_bytes(budget)} for them; allow at least {format_bytes(largest * pools)}, lower "
-                "`prefetch`, take fewer `variables`, or write a finer store with xl.convert"
-            )
-            raise PlanError(msg)
+        batch_nbytes = batch_size * source.sample_nbytes
+        division = divide(budget, blocks, nbytes, batch_nbytes, prefetch=self.prefetch)
+        self._ahead = division.ahead
+        rank, world_size = resolve_ranks(*self._ranks)
         return Plan(
             windows=windows,
             blocks=blocks,
-            pool_blocks=pool_blocks,
+            order=order,
+            pool_blocks=division.pool_blocks,
             batch_size=batch_size,
-            shuffle=shuffle,
             seed=seed,
             remainder=remainder,
-            block_nbytes=largest,
-            rank=ranks[0],
-            world_size=ranks[1],
+            block_nbytes=division.block_nbytes,
+            rank=rank,
+            world_size=world_size,
         )
 
     def _make_source(self, windows: Windows) -> Source:
@@ -235,8 +241,8 @@ class Loader:
     def __repr__(self) -> str:
         plan, w = self.plan, self.plan.windows
         size = ", ".join(f"{d}: {n}" for d, n in zip(w.dims, w.size, strict=True))
-        order = f"shuffled blocks, seed {plan.seed}" if plan.shuffle else "in order"
         memory = min(plan.pool_blocks * (1 + self.prefetch), len(plan.blocks)) * plan.block_nbytes
+        pools = plan.n_pools(self.epoch)
         counted = {
             "flush windows": w.n_flush,
             "positions without a window": sum(w.uncovered.values()),
@@ -249,7 +255,7 @@ class Loader:
             f"<xloader.Loader> {len(self):,} batches of {plan.batch_size} per epoch "
             f"({len(w):,} windows of {size})\n"
             f"  variables : {', '.join(self.variables)}; labels: {', '.join(self.labels) or 'none'}\n"
-            f"  blocks    : {len(plan.blocks):,} in {plan.n_pools:,} pools; order: {order}\n"
+            f"  blocks    : {len(plan.blocks):,} in {pools:,} pools; order: {plan.order}, seed {plan.seed}\n"
             f"  memory    : up to {format_bytes(memory)}; rank {plan.rank} of {plan.world_size}\n"
             f"  remainder : {plan.remainder}; {rest}"
         )
@@ -336,7 +342,7 @@ class Loader:
             raise IndexError(msg)
         wanted = wanted % n
         epoch = self.epoch if epoch is None else epoch
-        loaded = self._pool(epoch, 0) if self.plan.n_pools == 1 else self._open().load(wanted)
+        loaded = self._pool(epoch, 0) if self.plan.in_memory else self._open().load(wanted)
         batch = Batch(wanted, np.zeros_like(wanted), np.ones(len(wanted), bool))
         return self._finish(self._open().gather([(loaded, wanted)]), batch, epoch)
 
@@ -362,15 +368,15 @@ class Loader:
         xarray.Dataset
             One labelled batch per step.
         """
+        plan = self.plan
         if self.prefetch == 0:
             for step in steps:
                 yield self.batch(epoch, step)
             return
-        if self.plan.n_pools > 1:
+        if not plan.in_memory:
             self._pools.clear()
-        read = self._pool if self.plan.n_pools == 1 else self._read
-        ahead = Ahead(self.prefetch, self._group_batches, self._gathered_ahead)
-        for batch, values in gathered(self.plan, self._open(), epoch, steps, read, ahead):
+        read = self._pool if plan.in_memory else self._read
+        for batch, values in gathered(plan, self._open(), epoch, steps, read, self._ahead):
             yield self._finish(values, batch, epoch)
             self._advise()
 
@@ -416,14 +422,18 @@ class Loader:
         if self._pid != os.getpid():
             self._reset()  # forked: locks and half-read blocks of the parent mean nothing here
         if self._source is None:
-            self._source = self._make_source(self.plan.windows)
+            self._source = self._make_source(self._plan.windows)
         if self._labeller is None:
             self._labeller = Labeller(self._source, self.sample_dim)
         return self._source
 
     def _read(self, epoch: int, pool: int) -> Loaded:
         try:
-            return self._open().load(self.plan.pool_ids(epoch, pool))
+            plan = self.plan
+            n = len(plan.windows)
+            ids = np.arange(n) if plan.in_memory else plan.pool_ids(epoch, pool)
+            # a rank may have no sample of a small pool
+            return self._open().load(ids) if len(ids) else {}
         except Exception as e:
             e.add_note(f"while reading pool {pool} of epoch {epoch}")
             raise
@@ -431,7 +441,7 @@ class Loader:
     def _pool(self, epoch: int, pool: int) -> Loaded:
         """Return a pool in memory; one that holds everything serves all epochs."""
         self._open()
-        key = (epoch, pool) if self.plan.n_pools > 1 else ()
+        key = () if self.plan.in_memory else (epoch, pool)
         with self._lock:
             if key not in self._pools:
                 self._pools[key] = self._read(epoch, pool)
@@ -474,10 +484,13 @@ class Loader:
             "_pid",
         ):
             del state[name]
-        state["transform"] = cloudpickle.dumps(self.transform)
+        state["_ranks"] = resolve_ranks(*self._ranks)  # workers are told, and need not know how
+        for name in ("transform", "_plan"):
+            state[name] = cloudpickle.dumps(state[name])
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.transform = cloudpickle.loads(state["transform"])
+        for name in ("transform", "_plan"):
+            setattr(self, name, cloudpickle.loads(state[name]))
         self._reset()

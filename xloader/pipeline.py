@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+import numpy as np
+
 from xloader.axes import Int64
 from xloader.batch import split
 from xloader.plan import Batch, Plan
@@ -96,7 +98,7 @@ def gathered(
                 first, last = int(group.samples.pools[0]), int(group.samples.pools[-1])
                 if waiting and first not in pools:
                     wait([w.values for w in waiting])  # only then are earlier pools out of memory
-                end = min(max(last, first + ahead.pools) + 1, plan.n_pools)
+                end = min(max(last, first + ahead.pools) + 1, plan.n_pools(epoch))
                 # pools are needed in order, so those before the first are done with
                 pools = {
                     p: pools.get(p) or reader.submit(read, epoch, p) for p in range(first, end)
@@ -169,4 +171,6 @@ def cut(source: Source, samples: Batch, pools: Mapping[int, Loaded]) -> dict[str
     if len(pools) == 1:
         (loaded,) = pools.values()
         return source.gather([(loaded, samples.ids)])
-    return source.gather([(x, samples.ids[samples.pools == p]) for p, x in pools.items()])
+    # pools between those that are needed may hold nothing of this rank
+    needed = [(p, samples.ids[samples.pools == p]) for p in np.unique(samples.pools).tolist()]
+    return source.gather([(pools[p], ids) for p, ids in needed])

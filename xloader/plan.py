@@ -1,97 +1,19 @@
 """Which samples make up each batch: arithmetic on integers, a pure function of (seed, epoch, step)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from xloader.axes import Int64, Windows
 from xloader.errors import PlanError
+from xloader.visits import Blocks, Visits
 
 Remainder = Literal["keep", "drop", "pad"]
-
-# first word of every seed, so that no two uses of one (seed, epoch) draw the same numbers:
-# numpy pads seeds with zeros, which makes [7, 0] and [7, 0, 0] the same
-_BLOCKS, _POOL = 1, 2
-
-
-@dataclass(frozen=True, eq=False)
-class Blocks:
-    """Samples grouped so that those of one block lie together in storage."""
-
-    ptr: Int64
-    """Block ``b`` is ``ptr[b]:ptr[b + 1]`` of `members`, shape (n_blocks + 1,)."""
-    members: Int64 | None
-    """Sample numbers, block after block; None where they are simply in order."""
-
-    def __len__(self) -> int:
-        return len(self.ptr) - 1
-
-    def of(self, block: int) -> Int64:
-        """
-        Return the samples of one block.
-
-        Parameters
-        ----------
-        block : int
-            Number of the block.
-
-        Returns
-        -------
-        ndarray of int64
-            Sample numbers in increasing order.
-        """
-        span = np.arange(self.ptr[block], self.ptr[block + 1])
-        return span if self.members is None else self.members[span]
-
-
-def group(keys: npt.NDArray[np.integer]) -> Blocks:
-    """
-    Group samples by a key such as the number of the stored chunk they begin in.
-
-    Parameters
-    ----------
-    keys : ndarray of int, shape (n,)
-        Key of each sample.
-
-    Returns
-    -------
-    Blocks
-        One block per distinct key, in increasing order of the key.
-
-    Examples
-    --------
-    >>> group(np.array([5, 5, 2])).members
-    array([2, 0, 1])
-    """
-    members = None
-    if len(keys) and (np.diff(keys) < 0).any():
-        members = np.argsort(keys, kind="stable")
-        keys = keys[members]
-    edges = np.flatnonzero(np.diff(keys)) + 1
-    return Blocks(np.concatenate([[0], edges, [len(keys)]]).astype(np.int64), members)
-
-
-def even_blocks(n: int, length: int) -> Blocks:
-    """
-    Cut samples into runs of equal length; the last may be shorter.
-
-    Parameters
-    ----------
-    n : int
-        Number of samples.
-    length : int
-        Samples in a block.
-
-    Returns
-    -------
-    Blocks
-        In order.
-    """
-    return Blocks(np.append(np.arange(0, n, length), n).astype(np.int64), None)
 
 
 @dataclass(frozen=True)
@@ -106,27 +28,68 @@ class Batch:
     """False for samples that only pad, shape (n,)."""
 
 
+class Order(ABC):
+    """What an epoch serves, and in which order; a pure function of the plan's seed and the epoch."""
+
+    in_order: ClassVar[bool] = False
+    """Whether samples come as they are stored."""
+
+    @abstractmethod
+    def n_samples(self, plan: "Plan") -> int:
+        """
+        Return how many samples an epoch serves.
+
+        Parameters
+        ----------
+        plan : Plan
+            What there is.
+
+        Returns
+        -------
+        int
+            The same for every epoch.
+        """
+
+    @abstractmethod
+    def visits(self, plan: "Plan", epoch: int) -> Visits:
+        """
+        Return the sequence of samples of an epoch.
+
+        Parameters
+        ----------
+        plan : Plan
+            What there is.
+        epoch : int
+            Number of the epoch.
+
+        Returns
+        -------
+        Visits
+            The same for every rank and number of ranks.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """
     All decisions made before anything is read.
 
-    An epoch visits blocks in a permuted order; the samples of `pool_blocks` successive blocks are
-    mixed; batches are cut from the resulting sequence. A batch may span two pools.
+    An `Order` says in which sequence an epoch serves its samples, and which of them are read and
+    mixed together (a pool); batches are cut from that sequence. A batch may span two pools.
     """
 
     windows: Windows
     """Where the samples lie."""
     blocks: Blocks
     """Which of them are read together."""
+    order: Order
+    """What an epoch serves, and in which order."""
     pool_blocks: int
     """Blocks that are in memory and mixed at the same time."""
     batch_size: int
     """Samples per rank and step."""
-    shuffle: bool
-    """Whether blocks and samples are permuted."""
     seed: int
-    """Seed of every permutation."""
+    """Seed of everything that is random."""
     remainder: Remainder
     """What becomes of the last, incomplete batch."""
     block_nbytes: int
@@ -153,10 +116,34 @@ class Plan:
         if len(self) == 0:
             msg = (
                 f"batch_size={self.batch_size} x world_size={self.world_size} is more than the "
-                f"{len(self.windows)} samples, and remainder='drop' leaves no batch; choose a smaller "
+                f"{self.n_samples} samples, and remainder='drop' leaves no batch; choose a smaller "
                 "batch_size, or remainder='keep' or 'pad'"
             )
             raise PlanError(msg)
+
+    @property
+    def n_samples(self) -> int:
+        """
+        Return how many samples an epoch serves.
+
+        Returns
+        -------
+        int
+            As many as there are windows, unless `order` chooses or repeats some.
+        """
+        return self.order.n_samples(self)
+
+    @property
+    def in_memory(self) -> bool:
+        """
+        Say whether everything is read at once and kept.
+
+        Returns
+        -------
+        bool
+            True if all blocks are one pool's.
+        """
+        return self.pool_blocks >= len(self.blocks)
 
     @property
     def global_batch(self) -> int:
@@ -171,7 +158,7 @@ class Plan:
         return self.batch_size * self.world_size
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.windows), self.global_batch)
+        full, rest = divmod(self.n_samples, self.global_batch)
         return full + (rest > 0 and self.remainder != "drop")
 
     @property
@@ -184,7 +171,7 @@ class Plan:
         int
             Not zero only for ``remainder="drop"``.
         """
-        return max(0, len(self.windows) - len(self) * self.global_batch)
+        return max(0, self.n_samples - len(self) * self.global_batch)
 
     @property
     def n_padded(self) -> int:
@@ -196,7 +183,7 @@ class Plan:
         int
             Each of them has ``valid=False``.
         """
-        rest = len(self.windows) % self.global_batch
+        rest = self.n_samples % self.global_batch
         if rest == 0 or self.remainder == "drop":
             return 0
         if self.remainder == "pad":
@@ -215,21 +202,9 @@ class Plan:
         """
         return self.n_padded > 0
 
-    @property
-    def n_pools(self) -> int:
+    def n_pools(self, epoch: int) -> int:
         """
         Return the number of pools of an epoch.
-
-        Returns
-        -------
-        int
-            ``ceil(n_blocks / pool_blocks)``.
-        """
-        return -(-len(self.blocks) // self.pool_blocks)
-
-    def block_order(self, epoch: int) -> Int64:
-        """
-        Return the order in which an epoch visits the blocks.
 
         Parameters
         ----------
@@ -238,16 +213,14 @@ class Plan:
 
         Returns
         -------
-        ndarray of int64, shape (n_blocks,)
-            Every block once.
+        int
+            Blocks of one pool are in memory at the same time.
         """
-        if not self.shuffle:
-            return np.arange(len(self.blocks))
-        return np.random.default_rng([_BLOCKS, self.seed, epoch]).permutation(len(self.blocks))
+        return len(_visits(self, epoch).begins) - 1
 
     def pool_ids(self, epoch: int, pool: int) -> Int64:
         """
-        Return the samples of one pool in the order they are served.
+        Return the samples of one pool that this rank serves, in order.
 
         Parameters
         ----------
@@ -259,14 +232,9 @@ class Plan:
         Returns
         -------
         ndarray of int64
-            Sample numbers.
+            Sample numbers; what only pads is among them.
         """
-        order, _ = _epoch(self, epoch)
-        blocks = order[pool * self.pool_blocks : (pool + 1) * self.pool_blocks]
-        ids = np.concatenate([self.blocks.of(int(b)) for b in blocks])
-        if not self.shuffle:
-            return ids
-        return np.random.default_rng([_POOL, self.seed, epoch, pool]).permutation(ids)
+        return _pool(self, epoch, pool)[1]
 
     def batch(self, epoch: int, step: int) -> Batch:
         """
@@ -320,24 +288,20 @@ class Plan:
         mine = [self._places(step) for step in steps]
         ptr = np.append(0, np.cumsum([len(m) for m in mine]))
         joined = mine[0] if len(mine) == 1 else np.concatenate(mine)
-        n = len(self.windows)
-        valid = joined < n
-        # padding repeats the last samples of the epoch, which are in memory anyway
-        places = np.minimum(joined, n - 1)
-        _, begins = _epoch(self, epoch)
+        valid = joined < self.n_samples
+        places = np.minimum(joined, self.n_samples - 1)
+        begins = _visits(self, epoch).begins
         # places rise, and so do the pools they are in
-        first, last = (np.searchsorted(begins, places[[0, -1]], side="right") - 1).tolist()
-        if first == last:
-            pools = np.full(len(places), first)
-            return Batch(_pool(self, epoch, first)[places - begins[first]], pools, valid), ptr
         pools = np.searchsorted(begins, places, side="right") - 1
-        parts = range(first, last + 1)
-        ids = [_pool(self, epoch, p)[places[pools == p] - begins[p]] for p in parts]
-        return Batch(np.concatenate(ids), pools, valid), ptr
+        ids = []
+        for pool in np.unique(pools).tolist():
+            own, found = _pool(self, epoch, pool)
+            ids.append(found[np.searchsorted(own, places[pools == pool])])
+        return Batch(ids[0] if len(ids) == 1 else np.concatenate(ids), pools, valid), ptr
 
     def _places(self, step: int) -> Int64:
         """Return which places of the epoch's sequence this rank gets; those beyond its end pad."""
-        n = len(self.windows)
+        n = self.n_samples
         first = step * self.global_batch
         rest = min(self.global_batch, n - first)
         if rest == self.global_batch or self.remainder == "pad":
@@ -347,16 +311,26 @@ class Plan:
         # with fewer samples than ranks, the step of some ranks only pads
         return np.array([n]) if low == high else np.arange(first + low, first + high)
 
+    def _own(self, first: int, last: int) -> Int64:
+        """Return which of some successive places this rank serves; padding repeats the last one."""
+        steps = np.arange(first // self.global_batch, min(-(-last // self.global_batch), len(self)))
+        if len(steps) == 0:
+            return steps
+        begins = steps[:-1, None] * self.global_batch + self.rank * self.batch_size
+        full = (begins + np.arange(self.batch_size)).reshape(-1)
+        end = np.minimum(self._places(int(steps[-1])), self.n_samples - 1)
+        places = np.concatenate([full, np.unique(end)])
+        return places[(places >= first) & (places < last)]
+
 
 @lru_cache(maxsize=8)
-def _epoch(plan: Plan, epoch: int) -> tuple[Int64, Int64]:
-    """Return the order of blocks and where each pool begins in the sequence of samples."""
-    order = plan.block_order(epoch)
-    lengths = np.diff(plan.blocks.ptr)[order]
-    pools = np.add.reduceat(lengths, np.arange(0, len(order), plan.pool_blocks))
-    return order, np.concatenate([[0], np.cumsum(pools)])
+def _visits(plan: Plan, epoch: int) -> Visits:
+    return plan.order.visits(plan, epoch)
 
 
 @lru_cache(maxsize=8)
-def _pool(plan: Plan, epoch: int, pool: int) -> Int64:
-    return plan.pool_ids(epoch, pool)
+def _pool(plan: Plan, epoch: int, pool: int) -> tuple[Int64, Int64]:
+    """Return the places of one pool that this rank serves, and their samples."""
+    visits = _visits(plan, epoch)
+    places = plan._own(*map(int, visits.begins[pool : pool + 2]))
+    return places, visits.ids(pool, places, plan.global_batch)

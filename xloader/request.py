@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,10 @@ from xloader import axes, schema
 from xloader import windows as win
 from xloader.axes import Region, Windows
 from xloader.errors import PlanError, SchemaError
-from xloader.plan import Blocks, Remainder, even_blocks, group
+from xloader.orders import Asked, Custom, Sequential, Shuffled, Uniform
+from xloader.plan import Order, Remainder
 from xloader.source import Source
+from xloader.visits import Blocks, even_blocks, group
 from xloader.windows import Shape
 
 
@@ -26,7 +29,8 @@ def resolve_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     Parameters
     ----------
     rank, world_size : int or None
-        As the user gave them; both None for the environment's ``RANK`` and ``WORLD_SIZE``.
+        As the user gave them; both None for those of ``torch.distributed``, if it was initialised,
+        else the environment's ``RANK`` and ``WORLD_SIZE``, else one process.
 
     Returns
     -------
@@ -36,14 +40,122 @@ def resolve_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     Raises
     ------
     PlanError
-        If only one of them is given.
+        If only one of them is given, or they are no numbers.
     """
     if (rank is None) != (world_size is None):
         msg = f"rank={rank} and world_size={world_size} belong together; give both or neither"
         raise PlanError(msg)
-    if rank is None or world_size is None:
-        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return rank, world_size
+    if rank is not None and world_size is not None:
+        return rank, world_size
+    distributed: Any = sys.modules.get("torch.distributed")  # whoever initialised it imported it
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    given = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE")]
+    if None in given:  # one alone says nothing
+        return 0, 1
+    try:
+        return int(given[0] or ""), int(given[1] or "")
+    except ValueError as e:
+        msg = (
+            f"the environment has RANK={given[0]!r} and WORLD_SIZE={given[1]!r}, which are no numbers; "
+            "mend or unset them, or pass rank= and world_size="
+        )
+        raise PlanError(msg) from e
+
+
+_ORDERS: dict[str, Order] = {
+    "sequential": Sequential(),
+    "shuffled": Shuffled(),
+    "uniform": Uniform(),
+}
+
+
+def resolve_order(order: Any, ds: xr.Dataset, windows: Windows, *, shuffle: bool) -> Order:
+    """
+    Return what an epoch serves, and in which order.
+
+    Parameters
+    ----------
+    order : str, Asked, Order, callable or None
+        As the user gave it.
+    ds : xarray.Dataset
+        Where labels are.
+    windows : Windows
+        Where samples lie.
+    shuffle : bool
+        What an order of None means.
+
+    Returns
+    -------
+    Order
+        For the plan.
+
+    Raises
+    ------
+    PlanError
+        If there is no such order, both are given, or values do not fit the samples.
+    """
+    if order is None:
+        return Shuffled() if shuffle else Sequential()
+    if shuffle:
+        msg = "`order` and `shuffle` both say in which order samples come; leave out `shuffle`"
+        raise PlanError(msg)
+    if isinstance(order, Order):
+        return order
+    if isinstance(order, Asked):
+        if isinstance(order.by, str):
+            return order.make(sample_values(ds, windows, order.by), repr(order.by))
+        values = np.asarray(order.by)
+        if values.shape != (len(windows),):
+            msg = (
+                f"one value for each of {len(windows)} samples is needed, not shape {values.shape}"
+            )
+            raise PlanError(msg)
+        return order.make(values, "given")
+    if isinstance(order, str) and order in _ORDERS:
+        return _ORDERS[order]
+    if callable(order):
+        return Custom(order)
+    msg = (
+        f"order={order!r} is unknown; choose one of {list(_ORDERS)}, one of xl.orders, or a function of "
+        "(plan, rng) that returns sample numbers"
+    )
+    raise PlanError(msg)
+
+
+def sample_values(ds: xr.Dataset, windows: Windows, name: str) -> npt.NDArray[Any]:
+    """
+    Return the value of a coordinate for each sample: for windows, where they start.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Where the coordinate is.
+    windows : Windows
+        Where samples lie.
+    name : str
+        Name of a coordinate along one of the windowed dimensions.
+
+    Returns
+    -------
+    ndarray, shape (n_samples,)
+        Its values.
+
+    Raises
+    ------
+    SchemaError
+        If there is no such coordinate, or it lies along another dimension.
+    """
+    found = [str(c) for c, v in ds.coords.items() if v.ndim == 1 and v.dims[0] in windows.dims]
+    if name not in found:
+        msg = f"{name!r} is no coordinate along {windows.dims}; there are {sorted(found)}"
+        raise SchemaError(msg)
+    values = np.asarray(ds.variables[name])
+    if windows.starts is None:
+        return values
+    return np.asarray(
+        values[windows.starts[:, windows.dims.index(str(ds.variables[name].dims[0]))]]
+    )
 
 
 def resolve_variables(ds: xr.Dataset, names: Sequence[str] | None) -> tuple[str, ...]:
@@ -262,7 +374,7 @@ def _chromosomes(ds: xr.Dataset, side: str) -> list[Region]:
     return axes.regions_of(ds[f"chrom{side}"].values, ds[f"bin{side}"].values)
 
 
-def storage_blocks(source: Source, windows: Windows, *, shuffle: bool) -> Blocks:
+def storage_blocks(source: Source, windows: Windows, *, in_order: bool) -> Blocks:
     """
     Group samples that lie together in storage, or runs of samples where their order must stay.
 
@@ -272,8 +384,8 @@ def storage_blocks(source: Source, windows: Windows, *, shuffle: bool) -> Blocks
         What is read.
     windows : Windows
         Where its samples lie.
-    shuffle : bool
-        Whether blocks are visited in a permuted order.
+    in_order : bool
+        Whether samples are visited in their own order.
 
     Returns
     -------
@@ -283,7 +395,7 @@ def storage_blocks(source: Source, windows: Windows, *, shuffle: bool) -> Blocks
     keys = source.keys()
     if keys is None:
         return even_blocks(len(windows), len(windows))
-    if shuffle or bool((np.diff(keys) >= 0).all()):
+    if not in_order or bool((np.diff(keys) >= 0).all()):
         return group(keys)
     per_block = max(1, round(len(windows) / max(1, len(np.unique(keys)))))
     return even_blocks(len(windows), per_block)

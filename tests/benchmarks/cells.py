@@ -122,7 +122,7 @@ def _loader(path: Path, *, rows: int, **options: Any) -> tuple[Iterator[Any], st
         budget = budgets[bisect_left(budgets, x=True, key=partial(enough, prefetch=prefetch))]
         loader = make(budget, prefetch)
         label = _label(loader, budget)
-        if loader.plan.n_pools > 1:
+        if not loader.plan.in_memory:
             return repeat(loader), label
         if rows == len(loader.plan.windows):
             again = f"{label}, opened and read again in each pass"

@@ -87,7 +87,7 @@ def loaders(draw, /, **fixed):
         "shuffle": draw(st.booleans()),
         "seed": draw(st.integers(0, 5)),
         "remainder": draw(REMAINDERS),
-        "prefetch": draw(st.integers(0, 2)),
+        "prefetch": draw(st.integers(0, 1)),
         "memory_budget": draw(st.sampled_from([3_000, 20_000, 100_000, "1GB"])),
         **cut,
         **fixed,

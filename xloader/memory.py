@@ -1,0 +1,79 @@
+"""How a memory budget is divided: blocks that are mixed, blocks that are read ahead, batches."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from dask.utils import format_bytes
+
+from xloader.axes import Int64
+from xloader.errors import PlanError
+from xloader.pipeline import Ahead
+from xloader.threads import n_threads
+from xloader.visits import Blocks
+
+_GROUP_NBYTES = 32 * 2**20
+"""Bytes of small batches that are gathered at once: few calls, and memory that caches hold."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """What a budget allows."""
+
+    pool_blocks: int
+    """Blocks that are mixed."""
+    block_nbytes: int
+    """Bytes of the largest block."""
+    ahead: Ahead
+    """How far the pipeline runs ahead."""
+
+
+def divide(
+    budget: int, blocks: Blocks, nbytes: Int64, batch_nbytes: int, *, prefetch: int
+) -> Division:
+    """
+    Divide a budget: three eighths for blocks that are mixed, as much for those read ahead, the rest for batches.
+
+    Parameters
+    ----------
+    budget : int
+        Bytes.
+    blocks : Blocks
+        Samples that are read together.
+    nbytes : ndarray of int64, shape (n_blocks,)
+        Bytes of each block once decoded.
+    batch_nbytes : int
+        Bytes of one batch, about.
+    prefetch : int
+        Pools of blocks that are read ahead.
+
+    Returns
+    -------
+    Division
+        What is mixed depends on the budget alone: otherwise the order of samples would change with
+        `prefetch`, the size of a rank's batches or the number of threads.
+
+    Raises
+    ------
+    PlanError
+        If a single block does not fit.
+    """
+    largest, pool = int(nbytes.max(initial=0)), budget * 3 // 8
+    if int(nbytes.sum()) <= 2 * pool:
+        pool_blocks = len(blocks)
+    elif largest <= pool:
+        pool_blocks = pool // largest
+    else:
+        samples = int(np.diff(blocks.ptr)[nbytes.argmax()])
+        msg = (
+            f"a block of {samples} samples decodes to {format_bytes(largest)}, but a memory_budget of "
+            f"{format_bytes(budget)} has {format_bytes(pool)} for the blocks that are mixed, as much for "
+            f"those read ahead, and a quarter for batches; allow at least "
+            f"{format_bytes(-(-largest * 8 // 3))}, take fewer `variables`, or write a finer store with "
+            "xl.convert"
+        )
+        raise PlanError(msg)
+    group = max(1, _GROUP_NBYTES // max(1, batch_nbytes))
+    # batches that are made ahead have a quarter of the budget, or are made one by one
+    groups = 0 if prefetch == 0 else n_threads() if group > 1 else 1
+    groups = groups if (groups + 1) * group * batch_nbytes <= budget // 4 else 0
+    return Division(pool_blocks, largest, Ahead(prefetch, group, groups))
