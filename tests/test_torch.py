@@ -427,8 +427,6 @@ def test_workers__errors_of_a_transform_arrive_with_type_and_samples(
     batches = iter(served)
     with pytest.raises(error, match=message) as caught:
         list(batches)
-    if workers:
-        batches._shutdown_workers()  # torch waits 5 s for each worker if a traceback keeps them
     told = str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
     assert "while transforming samples [0, 1, 2" in told
 
@@ -497,7 +495,7 @@ def test_make_loader__takes_workers_only_for_slow_transforms(monkeypatch):
         time.sleep(0.02)
         return batch
 
-    monkeypatch.setattr(xt, "n_cpus", lambda: 4)
+    monkeypatch.setattr(xt.loaders, "n_cpus", lambda: 4)
     assert xt.make_loader(cell_loader()).num_workers == 0
     assert xt.make_loader(cell_loader(transform=lambda b: b)).num_workers == 0
     assert xt.make_loader(cell_loader(transform=slow)).num_workers == 3

@@ -1,9 +1,7 @@
 """The Loader: batches of a labelled Dataset, each a pure function of (seed, epoch, step)."""
 
 import os
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,17 +10,20 @@ import cloudpickle
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import parse_bytes
 from typing_extensions import override
 
 from xloader.axes import Windows
 from xloader.batch import Labeller
 from xloader.buffers import Allocate
 from xloader.contract import SampleRandom, Transform, apply, fusion_of
+from xloader.cursor import Cursor
 from xloader.errors import PerformanceWarning, PlanError, warn
 from xloader.memory import divide
 from xloader.pipeline import cut, gathered
-from xloader.plan import Batch, Order, Plan, Remainder
+from xloader.plan import Batch, Plan, Remainder
+from xloader.planned import describe
+from xloader.pools import Pools
 from xloader.read import Values
 from xloader.request import (
     draw_windows,
@@ -33,12 +34,13 @@ from xloader.request import (
     vocabularies,
 )
 from xloader.source import Loaded, Source
+from xloader.state import Resumable, State, fingerprints_of, make_state, read_state
 from xloader.windows import Shape
 
 _LAYOUTS = (None, "csr", "dense")
 
 
-class Loader:
+class Loader(Resumable):
     """
     Batches of labelled samples from a labelled Dataset.
 
@@ -102,6 +104,8 @@ class Loader:
     (3, array([4.]), {'batch': ['a', 'b']})
     """
 
+    _source: Source | None
+
     def __init__(
         self,
         source: Any,
@@ -139,18 +143,27 @@ class Loader:
         self.variables = resolve_variables(self.ds, variables)
         self.labels = tuple(labels)
         self.categories = vocabularies(self.ds, labels, drawn)
-        self.epoch = 0
-        self._finished = False
+        self._cursor = Cursor()
+        self._fingerprints: dict[str, str] | None = None
         self._advised = False
         self._reset()
         self._ranks = rank, world_size
-        self._plan = self._make_plan(
-            drawn,
-            resolve_order(order, self.ds, drawn, shuffle=shuffle),
+        how = resolve_order(order, self.ds, drawn, shuffle=shuffle)
+        reading = self._make_source(drawn)
+        blocks = storage_blocks(reading, drawn, in_order=how.in_order)
+        budget = parse_bytes(memory_budget)
+        division = divide(budget, reading, drawn, blocks, batch_size, prefetch=prefetch)
+        self._ahead, self._source = division.ahead, reading
+        self._plan = Plan(
+            windows=drawn,
+            blocks=blocks,
+            order=how,
+            pool_blocks=division.pool_blocks,
             batch_size=batch_size,
             seed=seed,
             remainder=remainder,
-            budget=parse_bytes(memory_budget),
+            block_nbytes=division.block_nbytes,
+            **dict(zip(("rank", "world_size"), resolve_ranks(rank, world_size), strict=True)),
         )
 
     @property
@@ -170,44 +183,11 @@ class Loader:
 
     def _reset(self) -> None:
         """Forget everything that belongs to one process."""
-        self._source: Source | None = None
+        self._source = None
         self._labeller: Labeller | None = None
         self.allocate: Allocate | None = None
-        self._pools: OrderedDict[tuple[int, ...], Loaded] = OrderedDict()
-        self._lock = threading.Lock()
+        self._pools: Pools[Loaded] = Pools(1 + self.prefetch)
         self._pid = os.getpid()
-
-    def _make_plan(
-        self,
-        windows: Windows,
-        order: Order,
-        *,
-        batch_size: int,
-        seed: int,
-        remainder: Remainder,
-        budget: int,
-    ) -> Plan:
-        source = self._make_source(windows)
-        self._source = source
-        blocks = storage_blocks(source, windows, in_order=order.in_order)
-        members = np.arange(len(windows)) if blocks.members is None else blocks.members
-        nbytes = source.block_nbytes(windows.starts_of(members), blocks.ptr)
-        batch_nbytes = batch_size * source.sample_nbytes
-        division = divide(budget, blocks, nbytes, batch_nbytes, prefetch=self.prefetch)
-        self._ahead = division.ahead
-        rank, world_size = resolve_ranks(*self._ranks)
-        return Plan(
-            windows=windows,
-            blocks=blocks,
-            order=order,
-            pool_blocks=division.pool_blocks,
-            batch_size=batch_size,
-            seed=seed,
-            remainder=remainder,
-            block_nbytes=division.block_nbytes,
-            rank=rank,
-            world_size=world_size,
-        )
 
     def _make_source(self, windows: Windows) -> Source:
         fusion, rest = fusion_of(self.transform)
@@ -239,48 +219,23 @@ class Loader:
 
     @override
     def __repr__(self) -> str:
-        plan, w = self.plan, self.plan.windows
-        size = ", ".join(f"{d}: {n}" for d, n in zip(w.dims, w.size, strict=True))
-        memory = min(plan.pool_blocks * (1 + self.prefetch), len(plan.blocks)) * plan.block_nbytes
-        pools = plan.n_pools(self.epoch)
-        counted = {
-            "flush windows": w.n_flush,
-            "positions without a window": sum(w.uncovered.values()),
-            "regions too short": len(w.skipped),
-            "samples dropped": plan.n_dropped,
-            "samples padded": plan.n_padded,
-        }
-        rest = ", ".join(f"{v:,} {k}" for k, v in counted.items() if v) or "nothing left over"
-        return (
-            f"<xloader.Loader> {len(self):,} batches of {plan.batch_size} per epoch "
-            f"({len(w):,} windows of {size})\n"
-            f"  variables : {', '.join(self.variables)}; labels: {', '.join(self.labels) or 'none'}\n"
-            f"  blocks    : {len(plan.blocks):,} in {pools:,} pools; order: {plan.order}, seed {plan.seed}\n"
-            f"  memory    : up to {format_bytes(memory)}; rank {plan.rank} of {plan.world_size}\n"
-            f"  remainder : {plan.remainder}; {rest}"
-        )
+        lines = describe(self.plan, self.epoch, prefetch=self.prefetch)
+        variables, labels = ", ".join(self.variables), ", ".join(self.labels) or "none"
+        lines.insert(1, f"variables : {variables}; labels: {labels}")
+        return "<xloader.Loader> " + "\n  ".join(lines)
 
-    def set_epoch(self, epoch: int) -> None:
-        """
-        Choose the epoch that `loader[k]` and the next iteration serve.
+    @override
+    def state_at(self, epoch: int, step: int) -> State:  # numpydoc ignore=GL08
+        return make_state(self.plan, self._identity(), epoch, step)
 
-        Without it, each complete iteration is followed by the next epoch.
+    @override
+    def position_of(self, state: Mapping[str, Any]) -> tuple[int, int]:  # numpydoc ignore=GL08
+        return read_state(state, self.plan, self._identity())
 
-        Parameters
-        ----------
-        epoch : int
-            Number of the epoch, from 0.
-
-        Raises
-        ------
-        PlanError
-            If it is negative.
-        """
-        if epoch < 0:
-            msg = f"epoch {epoch} is impossible; epochs count from 0"
-            raise PlanError(msg)
-        self.epoch = int(epoch)
-        self._finished = False
+    def _identity(self) -> dict[str, str]:
+        if self._fingerprints is None:
+            self._fingerprints = fingerprints_of(self._open(), self._plan, self.transform)
+        return self._fingerprints
 
     def __getitem__(self, step: int) -> xr.Dataset:
         return self.batch(self.epoch, step)
@@ -347,10 +302,8 @@ class Loader:
         return self._finish(self._open().gather([(loaded, wanted)]), batch, epoch)
 
     def __iter__(self) -> Iterator[xr.Dataset]:
-        if self._finished:
-            self.set_epoch(self.epoch + 1)
-        yield from self.batches(self.epoch, range(len(self)))
-        self._finished = True
+        epoch, first = self._cursor.begin()
+        yield from self._cursor.follow(self.batches(epoch, range(first, len(self))))
 
     def batches(self, epoch: int, steps: Iterable[int]) -> Iterator[xr.Dataset]:
         """
@@ -442,13 +395,7 @@ class Loader:
         """Return a pool in memory; one that holds everything serves all epochs."""
         self._open()
         key = () if self.plan.in_memory else (epoch, pool)
-        with self._lock:
-            if key not in self._pools:
-                self._pools[key] = self._read(epoch, pool)
-                while len(self._pools) > 1 + self.prefetch:
-                    self._pools.popitem(last=False)
-            self._pools.move_to_end(key)
-            return self._pools[key]
+        return self._pools.get(key, lambda: self._read(epoch, pool))
 
     def _finish(self, values: Mapping[str, Values], batch: Batch, epoch: int) -> xr.Dataset:
         """Label the values of a batch and transform them."""
@@ -474,15 +421,7 @@ class Loader:
     def __getstate__(self) -> dict[str, Any]:
         """Keep the recipe only; transforms of a notebook travel by value."""
         state = self.__dict__.copy()
-        for name in (
-            "_source",
-            "_after_reading",
-            "_labeller",
-            "allocate",
-            "_pools",
-            "_lock",
-            "_pid",
-        ):
+        for name in ("_source", "_after_reading", "_labeller", "allocate", "_pools", "_pid"):
             del state[name]
         state["_ranks"] = resolve_ranks(*self._ranks)  # workers are told, and need not know how
         for name in ("transform", "_plan"):

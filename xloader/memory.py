@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from dask.utils import format_bytes
 
-from xloader.axes import Int64
+from xloader.axes import Windows
 from xloader.errors import PlanError
 from xloader.pipeline import Ahead
+from xloader.source import Source
 from xloader.threads import n_threads
 from xloader.visits import Blocks
 
@@ -28,7 +29,7 @@ class Division:
 
 
 def divide(
-    budget: int, blocks: Blocks, nbytes: Int64, batch_nbytes: int, *, prefetch: int
+    budget: int, source: Source, windows: Windows, blocks: Blocks, batch_size: int, *, prefetch: int
 ) -> Division:
     """
     Divide a budget: three eighths for blocks that are mixed, as much for those read ahead, the rest for batches.
@@ -37,12 +38,14 @@ def divide(
     ----------
     budget : int
         Bytes.
+    source : Source
+        What is read.
+    windows : Windows
+        Where its samples lie.
     blocks : Blocks
         Samples that are read together.
-    nbytes : ndarray of int64, shape (n_blocks,)
-        Bytes of each block once decoded.
-    batch_nbytes : int
-        Bytes of one batch, about.
+    batch_size : int
+        Samples of one batch.
     prefetch : int
         Pools of blocks that are read ahead.
 
@@ -57,6 +60,9 @@ def divide(
     PlanError
         If a single block does not fit.
     """
+    members = np.arange(len(windows)) if blocks.members is None else blocks.members
+    nbytes = source.block_nbytes(windows.starts_of(members), blocks.ptr)
+    batch_nbytes = batch_size * source.sample_nbytes
     largest, pool = int(nbytes.max(initial=0)), budget * 3 // 8
     if int(nbytes.sum()) <= 2 * pool:
         pool_blocks = len(blocks)

@@ -1,6 +1,6 @@
-"""Torch datasets over a Loader; the only module of the library proper that imports torch."""
+"""Batches as tensors, and samples joined into batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -13,10 +13,8 @@ from xloader.csr import CSRArray
 from xloader.errors import PlanError, SchemaError
 from xloader.loader import Loader
 from xloader.request import codes
-from xloader.threads import n_cpus
 
 _LAYOUTS = (None, "dense", "csr", "coo")
-_MAX_WORKERS = 128
 _SIGNED = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 Tensors = dict[str, Any]
@@ -49,7 +47,7 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
     PlanError
         If there is no such layout.
     """
-    _check_layout(layout)
+    check_layout(layout)
     dim = loader.sample_dim
     variables = {str(k): v.variable for k, v in batch.data_vars.items() if dim in v.dims}
     if layout == "coo":
@@ -65,7 +63,20 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
     return tensors
 
 
-def _check_layout(layout: str | None) -> None:
+def check_layout(layout: str | None) -> None:
+    """
+    Refuse a layout that there is none of.
+
+    Parameters
+    ----------
+    layout : str or None
+        As the user gave it.
+
+    Raises
+    ------
+    PlanError
+        Says which there are.
+    """
     if layout not in _LAYOUTS:
         msg = f"layout={layout!r} is unknown; choose one of {_LAYOUTS}"
         raise PlanError(msg)
@@ -94,7 +105,15 @@ def _shared_memory(nbytes: int) -> np.ndarray[Any, Any]:
     return torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
 
 
-def _share_in_workers(loader: Loader) -> None:
+def share_in_workers(loader: Loader) -> None:
+    """
+    Let a Loader in a worker make batches in memory that the main process sees.
+
+    Parameters
+    ----------
+    loader : Loader
+        Changed in place.
+    """
     if torch.utils.data.get_worker_info() is not None and loader.allocate is not _shared_memory:
         loader.allocate_with(_shared_memory)
 
@@ -163,8 +182,17 @@ def _coo(batch: xr.Dataset, variables: Mapping[str, xr.Variable]) -> Tensors:
     return tensors
 
 
-class _Samples(Sequence[Tensors]):
-    """Samples of one read batch, which `collate` takes back whole."""
+class Samples(Sequence[Tensors]):
+    """
+    Samples of one read batch, which `collate` takes back whole.
+
+    Parameters
+    ----------
+    batch : dict of str to Tensor
+        The batch.
+    n : int
+        How many samples it has.
+    """
 
     def __init__(self, batch: Tensors, n: int) -> None:
         self.batch = batch
@@ -217,7 +245,7 @@ def collate(samples: Sequence[Tensors]) -> Tensors:
     dict of str to Tensor
         Samples first; ragged windows (`coords`, `features`, `target`) joined, with `offsets`.
     """
-    if isinstance(samples, _Samples):
+    if isinstance(samples, Samples):
         return samples.batch
     out: Tensors = {}
     for key, first in samples[0].items():
@@ -245,233 +273,3 @@ def _stack_csr(rows: Sequence[torch.Tensor]) -> torch.Tensor:
         (len(rows), rows[0].shape[1]),
         check_invariants=False,
     )
-
-
-class MapDataset(torch.utils.data.Dataset[Tensors]):
-    """
-    Samples by number, one or a batch of them, for torch's own samplers.
-
-    Parameters
-    ----------
-    source : Loader, xarray.Dataset or xbatcher.BatchGenerator
-        What to read.
-    layout : {None, "dense", "csr", "coo"}, optional
-        As for `to_tensors`; sparse samples need ``collate_fn=xloader.torch.collate``.
-    **loader_args
-        What `Loader` takes, if `source` is none.
-
-    Notes
-    -----
-    Torch's samplers decide the order. Random transforms see the loader's epoch, which `set_epoch`
-    changes; persistent workers keep the epoch they started with.
-    """
-
-    def __init__(self, source: Any, *, layout: str | None = None, **loader_args: Any) -> None:
-        _check_layout(layout)
-        self.loader = _as_loader(source, loader_args)
-        self.layout = layout
-
-    def set_epoch(self, epoch: int) -> None:
-        """
-        Choose the epoch that random transforms see.
-
-        Parameters
-        ----------
-        epoch : int
-            Number of the epoch, from 0.
-        """
-        self.loader.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self.loader.plan.windows)
-
-    @override
-    def __getitem__(self, i: Any) -> Tensors:
-        if np.ndim(i):  # a whole batch, for a sampler of batches
-            return collate(self.__getitems__(i))
-        return self.__getitems__([int(i)])[0]
-
-    def __getitems__(self, ids: Sequence[int]) -> Sequence[Tensors]:
-        """
-        Return several samples, read together.
-
-        Parameters
-        ----------
-        ids : sequence of int
-            Sample numbers, repeats allowed.
-
-        Returns
-        -------
-        sequence of dict
-            One dict of tensors per sample.
-        """
-        _share_in_workers(self.loader)
-        batch = self.loader.samples(np.asarray(ids, np.int64))
-        return _Samples(to_tensors(batch, self.loader, layout=self.layout), len(ids))
-
-
-class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
-    """
-    Ready batches in the loader's order; workers share the steps of their rank.
-
-    Give it to ``DataLoader(..., batch_size=None)``, or use `make_loader`. Batch ``k`` is the same
-    for every number of workers. Each new iteration serves the next epoch.
-
-    Parameters
-    ----------
-    source : Loader, xarray.Dataset or xbatcher.BatchGenerator
-        What to read.
-    layout : {None, "dense", "csr", "coo"}, optional
-        As for `to_tensors`.
-    **loader_args
-        What `Loader` takes, if `source` is none.
-    """
-
-    def __init__(self, source: Any, *, layout: str | None = None, **loader_args: Any) -> None:
-        _check_layout(layout)
-        self.loader = _as_loader(source, loader_args)
-        self.layout = layout
-        # next epoch by (number of workers, worker): in shared memory, because workers that do not
-        # persist are made anew from the parent's object, and those that do never see it again
-        self._epochs = torch.full((_MAX_WORKERS + 1, _MAX_WORKERS), self.loader.epoch)
-        self._epochs.share_memory_()  # type: ignore[no-untyped-call]
-
-    def set_epoch(self, epoch: int) -> None:
-        """
-        Choose the epoch that the next iteration serves, in all workers.
-
-        Parameters
-        ----------
-        epoch : int
-            Number of the epoch, from 0.
-        """
-        self.loader.set_epoch(epoch)
-        self._epochs.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    @override
-    def __iter__(self) -> Iterator[Tensors]:
-        _share_in_workers(self.loader)
-        info = torch.utils.data.get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        place = (0, 0) if info is None else (workers, worker)
-        epoch = int(self._epochs[place])
-        self._epochs[place] = epoch + 1
-        steps = range(worker, len(self.loader), workers)
-        for batch in self.loader.batches(epoch, steps):
-            yield to_tensors(batch, self.loader, layout=self.layout)
-
-
-def make_loader(
-    source: Any,
-    *,
-    layout: str | None = None,
-    num_workers: int | None = None,
-    start_method: str | None = None,
-    persistent_workers: bool | None = None,
-    pin_memory: bool | None = None,
-    prefetch_factor: int | None = None,
-    **loader_args: Any,
-) -> "torch.utils.data.DataLoader[Tensors]":
-    """
-    Return a torch DataLoader of ready batches.
-
-    Make it once: each pass over it is the next epoch.
-
-    Parameters
-    ----------
-    source : Loader, xarray.Dataset or xbatcher.BatchGenerator
-        What to read.
-    layout : {None, "dense", "csr", "coo"}, optional
-        As for `to_tensors`.
-    num_workers : int, optional
-        Worker processes; 0 reads ahead in threads of this process, which is faster unless the
-        transform takes long. Default: what `best_workers` says of one batch.
-    start_method : {None, "fork", "spawn", "forkserver"}, optional
-        How workers start. Default: the platform's own.
-    persistent_workers : bool, optional
-        Whether workers live longer than an epoch. Default: if there are any.
-    pin_memory : bool, optional
-        Whether tensors are page-locked for copies to a GPU. Default: if CUDA is there.
-    prefetch_factor : int, optional
-        Batches that each worker prepares ahead. Default: torch's own.
-    **loader_args
-        What `Loader` takes, if `source` is none.
-
-    Returns
-    -------
-    torch.utils.data.DataLoader
-        Its `dataset` is an `IterableDataset` with `set_epoch`.
-
-    Raises
-    ------
-    PlanError
-        If options of workers are given without workers, or there are too many.
-    """
-    dataset = IterableDataset(source, layout=layout, **loader_args)
-    if num_workers is None:
-        slow = start_method is None and dataset.loader.transform is not None
-        num_workers = best_workers(*dataset.loader.seconds(), n_cpus()) if slow else 0
-    if not 0 <= num_workers <= _MAX_WORKERS:
-        msg = f"num_workers={num_workers} is impossible; choose 0 to {_MAX_WORKERS}"
-        raise PlanError(msg)
-    for_workers = {
-        "start_method": start_method,
-        "persistent_workers": persistent_workers or None,
-        "prefetch_factor": prefetch_factor,
-    }
-    given = [k for k, v in for_workers.items() if v is not None]
-    if num_workers == 0 and given:
-        msg = (
-            f"{given} are about worker processes, but num_workers=0; leave them out or ask for some"
-        )
-        raise PlanError(msg)
-    return torch.utils.data.DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=num_workers,
-        multiprocessing_context=start_method,
-        persistent_workers=num_workers > 0 if persistent_workers is None else persistent_workers,
-        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-        prefetch_factor=prefetch_factor,
-    )
-
-
-def best_workers(cut: float, transform: float, cpus: int) -> int:
-    """
-    Return how many worker processes are worth their cost.
-
-    Reading releases the interpreter and runs in threads; a transform may not, so that only
-    processes do several at once. Each must also hand its batch over, which takes about as long as
-    cutting it, and one processor is left to whoever consumes the batches.
-
-    Parameters
-    ----------
-    cut, transform : float
-        Seconds to cut a batch, and to transform it.
-    cpus : int
-        Processors of this process.
-
-    Returns
-    -------
-    int
-        0 for threads of this process.
-
-    Examples
-    --------
-    >>> best_workers(0.002, 0.003, 8), best_workers(0.002, 0.1, 8), best_workers(0.002, 0.1, 2)
-    (0, 7, 2)
-    """
-    workers = cpus if cpus <= 2 else cpus - 1
-    return workers if cpus > 1 and transform > 0.01 and transform > 4 * cut else 0
-
-
-def _as_loader(source: Any, loader_args: Mapping[str, Any]) -> Loader:
-    if not isinstance(source, Loader):
-        return Loader(source, **{"batch_size": 1, **loader_args})
-    if loader_args:
-        msg = f"{sorted(loader_args)} belong to the Loader, which is made already; set them there"
-        raise PlanError(msg)
-    return source

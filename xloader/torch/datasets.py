@@ -1,0 +1,278 @@
+"""Torch datasets over a Loader."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.data
+from typing_extensions import override
+
+from xloader.cursor import Cursor
+from xloader.errors import PlanError, StateError
+from xloader.loader import Loader
+from xloader.state import State
+from xloader.torch.tensors import (
+    Samples,
+    Tensors,
+    check_layout,
+    collate,
+    share_in_workers,
+    to_tensors,
+)
+
+MAX_WORKERS = 128
+_SHARING = ("IterableDatasetShard", "DataLoaderDispatcher")
+
+
+class PlannedBatch(list[int]):
+    """
+    Sample numbers that are a batch of a plan, which is read with its pool.
+
+    Parameters
+    ----------
+    ids : sequence of int
+        Sample numbers.
+    epoch, step : int
+        Which batch they are.
+    """
+
+    def __init__(self, ids: Sequence[int] = (), epoch: int = 0, step: int = 0) -> None:
+        super().__init__(ids)
+        self.epoch, self.step = epoch, step
+
+
+class MapDataset(torch.utils.data.Dataset[Tensors]):
+    """
+    Samples by number, one or a batch of them, for torch's own samplers.
+
+    Parameters
+    ----------
+    source : Loader, xarray.Dataset or xbatcher.BatchGenerator
+        What to read.
+    layout : {None, "dense", "csr", "coo"}, optional
+        As for `to_tensors`; sparse samples need ``collate_fn=xloader.torch.collate``.
+    **loader_args
+        What `Loader` takes, if `source` is none.
+
+    Notes
+    -----
+    Torch's samplers decide the order. Random transforms see the loader's epoch, which `set_epoch`
+    changes; persistent workers keep the epoch they started with.
+    """
+
+    def __init__(self, source: Any, *, layout: str | None = None, **loader_args: Any) -> None:
+        check_layout(layout)
+        self.loader = _as_loader(source, loader_args)
+        self.layout = layout
+
+    def set_epoch(self, epoch: int) -> None:
+        """
+        Choose the epoch that random transforms see.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch, from 0.
+        """
+        self.loader.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.loader.plan.windows)
+
+    @override
+    def __getitem__(self, i: Any) -> Tensors:
+        if np.ndim(i):  # a whole batch, for a sampler of batches
+            return collate(self.__getitems__(i))
+        return self.__getitems__([int(i)])[0]
+
+    def __getitems__(self, ids: Sequence[int]) -> Sequence[Tensors]:
+        """
+        Return several samples, read together.
+
+        Parameters
+        ----------
+        ids : sequence of int
+            Sample numbers, repeats allowed.
+
+        Returns
+        -------
+        sequence of dict
+            One dict of tensors per sample.
+        """
+        share_in_workers(self.loader)
+        if isinstance(ids, PlannedBatch) and self._is_planned(ids):
+            batch = self.loader.batch(ids.epoch, ids.step)
+        else:
+            batch = self.loader.samples(np.asarray(ids, np.int64))
+        return Samples(to_tensors(batch, self.loader, layout=self.layout), len(ids))
+
+    def _is_planned(self, ids: "PlannedBatch") -> bool:
+        plan = self.loader.plan
+        return ids.step < len(plan) and plan.batch(ids.epoch, ids.step).ids.tolist() == ids
+
+
+class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
+    """
+    Ready batches in the loader's order; workers share the steps of their rank.
+
+    `make_loader` puts it into a `DataLoader`, which knows how far the training is. Batch ``k`` is
+    the same for every number of workers. In a DataLoader of torch's own (``batch_size=None``) each
+    new iteration serves the next epoch.
+
+    Parameters
+    ----------
+    source : Loader, xarray.Dataset or xbatcher.BatchGenerator
+        What to read.
+    layout : {None, "dense", "csr", "coo"}, optional
+        As for `to_tensors`.
+    **loader_args
+        What `Loader` takes, if `source` is none.
+
+    Attributes
+    ----------
+    cursor : Cursor
+        How far a `DataLoader` of this package is.
+    """
+
+    def __init__(self, source: Any, *, layout: str | None = None, **loader_args: Any) -> None:
+        check_layout(layout)
+        self.loader = _as_loader(source, loader_args)
+        self.layout = layout
+        self.cursor = Cursor(self.loader.epoch, onward=True)
+        self._restored = False
+        # what comes next, by (number of workers, worker): in shared memory, because workers that do
+        # not persist are made anew from the parent's object, and those that do never see it again
+        self._next = torch.zeros((MAX_WORKERS + 1, MAX_WORKERS, 2), dtype=torch.int64)
+        self._next.share_memory_()  # type: ignore[no-untyped-call]
+        self.move(*self.loader.position)
+
+    def set_epoch(self, epoch: int) -> None:
+        """
+        Choose the epoch that the next iteration serves, in all workers.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch, from 0.
+        """
+        self.loader.set_epoch(epoch)
+        self.cursor.move(epoch)
+        self.move(*self.cursor.position)
+
+    def move(self, epoch: int, step: int) -> None:
+        """
+        Choose the batch that the next iteration begins with, in all workers.
+
+        Parameters
+        ----------
+        epoch, step : int
+            Both from 0.
+        """
+        self._position = epoch, step
+        self._next[..., 0], self._next[..., 1] = epoch, step
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def state_dict(self) -> State:
+        """
+        Return the position after the batches that were taken.
+
+        Returns
+        -------
+        dict
+            As `Loader.state_dict`; in a worker, where torchdata asks for it, that of its own steps.
+
+        Raises
+        ------
+        StateError
+            If worker processes took them, of which this object knows nothing.
+        """
+        info = torch.utils.data.get_worker_info()
+        if info is not None:
+            state = self.loader.state_at(*self._position)
+            return {**state, "worker": [info.id, info.num_workers]}
+        if bool((self._next[1:] != self._next[1, -1]).any()):
+            msg = (
+                "worker processes took the batches, so that this dataset does not know how far the "
+                "training is; use the state_dict() of make_loader(...)"
+            )
+            raise StateError(msg)
+        return self.loader.state_at(*self._position)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """
+        Go on where a dataset was.
+
+        Parameters
+        ----------
+        state : mapping
+            What `state_dict` returned.
+
+        Raises
+        ------
+        StateError
+            If it belongs to something else, or to another worker.
+        """
+        info = torch.utils.data.get_worker_info()
+        here = None if info is None else [info.id, info.num_workers]
+        if state.get("worker") != here:
+            msg = (
+                f"the state is of worker {state.get('worker')} and this is {here} (number of the worker, "
+                "number of workers); use the state_dict() of make_loader(...), which knows no workers"
+            )
+            raise StateError(msg)
+        self.loader.load_state_dict(state)
+        self._position, self._restored = self.loader.position, info is not None
+        if info is None:
+            self.cursor.move(*self._position)
+            self.move(*self._position)
+
+    @override
+    def __iter__(self) -> Iterator[Tensors]:
+        _refuse_second_sharing(self.loader)
+        share_in_workers(self.loader)
+        info = torch.utils.data.get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        place = (0, 0) if info is None else (workers, worker)
+        epoch, first = self._next[place].tolist()
+        first += worker
+        if self._restored:
+            (epoch, first), self._restored = self._position, False
+        self._next[place] = torch.tensor([epoch + 1, 0])
+        n = len(self.loader)
+        steps = range(first, n, workers)
+        self._position = epoch, min(first, n)
+        for step, batch in zip(steps, self.loader.batches(epoch, steps), strict=True):
+            self._position = epoch, min(step + workers, n)
+            yield to_tensors(batch, self.loader, layout=self.layout)
+        if info is None:
+            self._position = epoch + 1, 0
+
+
+def _refuse_second_sharing(loader: Loader) -> None:
+    """Refuse to serve a part to somebody who takes a part of that again."""
+    if loader.plan.world_size == 1:
+        return
+    frame = inspect.currentframe()
+    while frame is not None:
+        name = type(frame.f_locals.get("self")).__name__
+        if name in _SHARING:
+            msg = (
+                f"accelerate's {name} would share between ranks what is rank {loader.plan.rank}'s share "
+                "already; use the loader as it is, without accelerator.prepare(), or make it with rank=0 and "
+                "world_size=1"
+            )
+            raise PlanError(msg)
+        frame = frame.f_back
+
+
+def _as_loader(source: Any, loader_args: Mapping[str, Any]) -> Loader:
+    if not isinstance(source, Loader):
+        return Loader(source, **{"batch_size": 1, **loader_args})
+    if loader_args:
+        msg = f"{sorted(loader_args)} belong to the Loader, which is made already; set them there"
+        raise PlanError(msg)
+    return source
