@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xloader import errors, simulate, transforms, windows
+    from xloader import errors, orders, simulate, transforms, windows
     from xloader import torch as torch
     from xloader.conversion import convert
     from xloader.loader import Loader
@@ -18,6 +18,7 @@ __all__ = [
     "errors",
     "open_cells",
     "open_contacts",
+    "orders",
     "resolutions",
     "simulate",
     "transforms",

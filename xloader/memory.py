@@ -78,8 +78,15 @@ def divide(
             "xl.convert"
         )
         raise PlanError(msg)
-    group = max(1, _GROUP_NBYTES // max(1, batch_nbytes))
-    # batches that are made ahead have a quarter of the budget, or are made one by one
-    groups = 0 if prefetch == 0 else n_threads() if group > 1 else 1
-    groups = groups if (groups + 1) * group * batch_nbytes <= budget // 4 else 0
-    return Division(pool_blocks, largest, Ahead(prefetch, group, groups))
+    return Division(pool_blocks, largest, _ahead(budget // 4, batch_nbytes, prefetch))
+
+
+def _ahead(budget: int, batch_nbytes: int, prefetch: int) -> Ahead:
+    """Return how far to run ahead with batches in a part of the budget."""
+    if prefetch == 0:
+        return Ahead(prefetch, 1, 0)
+    # one group is served while each thread gathers another
+    group = min(_GROUP_NBYTES, budget // (n_threads() + 1)) // max(1, batch_nbytes)
+    if group > 1:
+        return Ahead(prefetch, group, n_threads())
+    return Ahead(prefetch, 1, int(2 * batch_nbytes <= budget))

@@ -100,14 +100,20 @@ class Uniform(Order):
         )
 
 
-@dataclass(frozen=True, eq=False)
 class Custom(Order):
-    """An order of the user's own."""
+    """
+    An order of the user's own.
 
-    function: UserOrder
-    """Takes the plan and a random generator, and returns sample numbers, as many in each epoch."""
-    n: int | None = None
-    """How many those are; None before it was asked once."""
+    Parameters
+    ----------
+    function : callable
+        Takes the plan and a random generator, and returns sample numbers, as many in each epoch. To
+        be the same on every rank it may use neither `rank` nor `world_size` of the plan.
+    """
+
+    def __init__(self, function: UserOrder) -> None:
+        self.function = function
+        self._n: int | None = None
 
     @override
     def __str__(self) -> str:
@@ -115,7 +121,9 @@ class Custom(Order):
 
     @override
     def n_samples(self, plan: Plan) -> int:  # numpydoc ignore=GL08
-        return len(self.ids(plan, 0)) if self.n is None else self.n
+        if self._n is None:
+            self._n = len(self.ids(plan, 0))
+        return self._n
 
     def ids(self, plan: Plan, epoch: int) -> Int64:
         """
@@ -151,9 +159,9 @@ class Custom(Order):
         if ids.min() < 0 or ids.max() >= n:
             msg = f"order {name!r} returned samples {ids.min()} to {ids.max()}; there are 0 to {n - 1}"
             raise PlanError(msg)
-        if self.n is not None and len(ids) != self.n:
+        if self._n is not None and len(ids) != self._n:
             msg = (
-                f"order {name!r} returned {len(ids)} samples for epoch {epoch} and {self.n} for epoch "
+                f"order {name!r} returned {len(ids)} samples for epoch {epoch} and {self._n} for epoch "
                 "0; return equally many in each"
             )
             raise PlanError(msg)

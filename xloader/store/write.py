@@ -27,13 +27,13 @@ _COMPRESSION: dict[str, dict[str, tuple[Any, int]]] = {
     "fast": {
         "counts": ("lz4hc", 5),
         "deltas": ("lz4", 3),
-        "tiles": ("lz4", 5),
+        "tiles": ("lz4hc", 3),
         "dense": ("lz4", 3),
     },
     "small": {
         "counts": ("zstd", 5),
         "deltas": ("zstd", 2),
-        "tiles": ("zstd", 3),
+        "tiles": ("zstd", 1),
         "dense": ("zstd", 3),
     },
 }
