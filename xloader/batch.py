@@ -1,6 +1,7 @@
 """Values of samples, with their labels: one Dataset per batch, at the cost of one slice per array."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class Labeller:
         self._fixed_indexes: dict[Any, Any] = {}
         self._own_indexes: tuple[str, ...] = ()
         self._sizes: dict[Any, int] = {}
+        self._wholes: dict[str, tuple[npt.NDArray[Any], pd.Index[Any]]] = {}
 
     def label(
         self, values: Mapping[str, Values], ids: Int64, valid: npt.NDArray[np.bool_] | None
@@ -61,18 +63,22 @@ class Labeller:
         xarray.Dataset
             Shares memory with the values.
         """
-        variables = self._variables(values, ids, valid)
         if self._alike:
-            return self._like_first(variables)
+            return self._like_first(self._variables(values, ids, valid, _bare))
+        variables = self._variables(values, ids, valid, partial(xr.Variable, fastpath=True))
         coords = {k: v for k, v in variables.items() if k in self.source.coords or k in _OWN}
         data = {k: v for k, v in variables.items() if k not in coords}
         batch = xr.Dataset(data, coords, self.source.attrs)
         if self._alike is None:
-            self._learn(batch, variables)
+            self._learn(batch, self._variables(values, ids, valid, _bare))
         return batch
 
     def _variables(
-        self, values: Mapping[str, Values], ids: Int64, valid: npt.NDArray[np.bool_] | None
+        self,
+        values: Mapping[str, Values],
+        ids: Int64,
+        valid: npt.NDArray[np.bool_] | None,
+        make: Callable[[tuple[str, ...], Any, Mapping[str, Any]], xr.Variable],
     ) -> dict[str, xr.Variable]:
         source, dim = self.source, self.dim
         variables: dict[str, xr.Variable] = {}
@@ -86,11 +92,11 @@ class Labeller:
                 dims = (dim, *(d for d in dims if d != dim))
             else:
                 rows, dims = value, (dim, *dims)
-            variables[name] = xr.Variable(dims, rows, source.variable_attrs[name], fastpath=True)
+            variables[name] = make(dims, rows, source.variable_attrs[name])
         variables.update(source.fixed)
-        variables["sample_id"] = xr.Variable((dim,), ids, fastpath=True)
+        variables["sample_id"] = make((dim,), ids, {})
         if valid is not None:
-            variables["valid"] = xr.Variable((dim,), valid, fastpath=True)
+            variables["valid"] = make((dim,), valid, {})
         return variables
 
     def _learn(self, batch: xr.Dataset, variables: dict[str, xr.Variable]) -> None:
@@ -108,9 +114,8 @@ class Labeller:
         indexes = dict(self._fixed_indexes)
         for name in self._own_indexes:
             variable = variables[name]
-            values = np.asarray(variable.values)
-            given = {"dtype": object} if values.dtype.kind == "O" else {}
-            labels = pd.Index(values, copy=False, **given)
+            values: Any = variable.data
+            labels = self._labels(name, values)
             indexes[name] = PandasIndex(labels, self.dim, coord_dtype=values.dtype)
             data = PandasIndexingAdapter(labels, dtype=values.dtype)
             variables[name] = xr.IndexVariable((self.dim,), data, variable.attrs)  # type: ignore[no-untyped-call]
@@ -123,6 +128,33 @@ class Labeller:
             attrs=dict(self.source.attrs),
             indexes=indexes,
         )
+
+    def _labels(self, name: str, values: npt.NDArray[Any]) -> "pd.Index[Any]":
+        """Return values as an index: a part of that of all batches that were gathered together."""
+        whole = values if values.base is None else values.base
+        known = self._wholes.get(name)
+        if known is None or known[0] is not whole:
+            if whole.dtype != values.dtype or whole.ndim != 1 or not whole.flags.c_contiguous:
+                whole = values  # a view of something else
+            given = {"dtype": object} if whole.dtype.kind == "O" else {}
+            known = self._wholes[name] = whole, pd.Index(whole, copy=False, **given)
+        whole, labels = known
+        if whole is values:
+            return labels
+        start = (_address(values) - _address(whole)) // values.itemsize
+        return labels[start : start + len(values)]
+
+
+def _address(values: npt.NDArray[Any]) -> int:
+    return int(values.__array_interface__["data"][0])
+
+
+def _bare(dims: tuple[str, ...], data: Any, attrs: Mapping[str, Any]) -> xr.Variable:
+    """Make what ``xr.Variable(..., fastpath=True)`` makes, without looking at the dimensions again."""
+    variable = object.__new__(xr.Variable)
+    variable._dims, variable._data = dims, data
+    variable._attrs, variable._encoding = dict(attrs) if attrs else None, None
+    return variable
 
 
 def _same(a: xr.Dataset, b: xr.Dataset) -> bool:

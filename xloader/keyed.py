@@ -8,7 +8,8 @@ import numpy.typing as npt
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 
-_ROUNDS = 16
+_SMALL = 64
+_ROUNDS, _ROUNDS_OF_SMALL = 8, 16
 _CHUNK = 2**15
 _HALF = np.uint64(32)
 
@@ -74,12 +75,22 @@ def permuted(places: Int64, n: npt.ArrayLike, key: npt.ArrayLike) -> Int64:
 
 
 def _walk(places: UInt64, n: UInt64, keys: UInt64) -> Int64:
+    out = np.empty(len(places), np.int64)
+    for few, times in ((n < _SMALL, _ROUNDS_OF_SMALL), (n >= _SMALL, _ROUNDS)):
+        if few.all():
+            return _walked(places, n, keys, times)
+        if few.any():
+            out[few] = _walked(places[few], n[few], keys[few], times)
+    return out
+
+
+def _walked(places: UInt64, n: UInt64, keys: UInt64, times: int) -> Int64:
     low = _roots(n)
     high = (n + low - np.uint64(1)) // low
-    out = _rounds(places, low, high, keys)
+    out = _rounds(places, low, high, keys, times)
     beyond = np.flatnonzero(out >= n)
     while len(beyond):
-        out[beyond] = _rounds(out[beyond], low[beyond], high[beyond], keys[beyond])
+        out[beyond] = _rounds(out[beyond], low[beyond], high[beyond], keys[beyond], times)
         beyond = beyond[out[beyond] >= n[beyond]]
     return out.astype(np.int64)
 
@@ -92,10 +103,10 @@ def _roots(n: UInt64) -> UInt64:
     return np.array([math.isqrt(k - 1) + 1 for k in sizes.tolist()], np.uint64)[which]
 
 
-def _rounds(x: UInt64, low: UInt64, high: UInt64, keys: UInt64) -> UInt64:
+def _rounds(x: UInt64, low: UInt64, high: UInt64, keys: UInt64, times: int) -> UInt64:
     """Permute pairs of digits, of which there are ``low * high``."""
     b, a = np.divmod(x, low)
-    for k in range(_ROUNDS):
+    for k in range(times):
         keys = keys + np.uint64(0x9E3779B97F4A7C15)
         if k % 2:
             b = _shift(b, a, high, keys)
