@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xloader import errors, orders, simulate, transforms, windows
+    from xloader import errors, orders, simulate, testing, transforms, windows
     from xloader import torch as torch
     from xloader.conversion import convert
     from xloader.loader import Loader
@@ -21,6 +21,7 @@ __all__ = [
     "orders",
     "resolutions",
     "simulate",
+    "testing",
     "transforms",
     "windows",
 ]

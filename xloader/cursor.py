@@ -102,7 +102,10 @@ class Cursor:
         object
             Each batch.
         """
-        for batch in batches:
-            self._served += 1
+        epoch, first = self.epoch, self._served
+        for served, batch in enumerate(batches, first + 1):
+            if self.epoch == epoch:  # else the epoch was set meanwhile, and counts from there
+                self._served = served
             yield batch
-        self._finished = True
+        if self.epoch == epoch:
+            self._finished = True

@@ -18,11 +18,12 @@ from xloader.batch import Labeller
 from xloader.buffers import Allocate
 from xloader.contract import SampleRandom, Transform, apply, fusion_of
 from xloader.cursor import Cursor
+from xloader.described import Described
 from xloader.errors import PerformanceWarning, PlanError, warn
 from xloader.memory import divide
+from xloader.named import name_batch, name_samples
 from xloader.pipeline import cut, gathered
 from xloader.plan import Batch, Plan, Remainder
-from xloader.planned import describe
 from xloader.pools import Pools
 from xloader.read import Values
 from xloader.request import (
@@ -34,13 +35,13 @@ from xloader.request import (
     vocabularies,
 )
 from xloader.source import Loaded, Source
-from xloader.state import Resumable, State, fingerprints_of, make_state, read_state
+from xloader.state import State, fingerprints_of, make_state, read_state
 from xloader.windows import Shape
 
 _LAYOUTS = (None, "csr", "dense")
 
 
-class Loader(Resumable):
+class Loader(Described):
     """
     Batches of labelled samples from a labelled Dataset.
 
@@ -151,8 +152,8 @@ class Loader(Resumable):
         how = resolve_order(order, self.ds, drawn, shuffle=shuffle)
         reading = self._make_source(drawn)
         blocks = storage_blocks(reading, drawn, in_order=how.in_order)
-        budget = parse_bytes(memory_budget)
-        division = divide(budget, reading, drawn, blocks, batch_size, prefetch=prefetch)
+        self._budget = parse_bytes(memory_budget)
+        division = divide(self._budget, reading, drawn, blocks, batch_size, prefetch=prefetch)
         self._ahead, self._source = division.ahead, reading
         self._plan = Plan(
             windows=drawn,
@@ -163,23 +164,59 @@ class Loader(Resumable):
             seed=seed,
             remainder=remainder,
             block_nbytes=division.block_nbytes,
+            nbytes=division.nbytes,
+            sample_nbytes=reading.stored_nbytes,
             **dict(zip(("rank", "world_size"), resolve_ranks(rank, world_size), strict=True)),
         )
 
     @property
-    def plan(self) -> Plan:
-        """
-        Return what was decided before anything is read.
-
-        Returns
-        -------
-        Plan
-            For the rank and world size of this moment.
-        """
+    @override
+    def plan(self) -> Plan:  # numpydoc ignore=GL08
         ranks = resolve_ranks(*self._ranks)
         if ranks != (self._plan.rank, self._plan.world_size):
             self._plan = replace(self._plan, rank=ranks[0], world_size=ranks[1])
         return self._plan
+
+    def on_rank(self, rank: int, world_size: int, *, batch_size: int | None = None) -> "Loader":
+        """
+        Return what a process serves if it is one of another number of processes.
+
+        Parameters
+        ----------
+        rank, world_size : int
+            That process, and how many share each global batch.
+        batch_size : int, optional
+            Samples per batch, on each rank. Default: what keeps the global batches, and with them
+            the order of samples and the meaning of states.
+
+        Returns
+        -------
+        Loader
+            Of the same data, in the same epoch, at its first batch.
+
+        Raises
+        ------
+        PlanError
+            If `world_size` does not divide the global batch, or there is no such rank.
+        """
+        whole = self.plan.global_batch
+        if batch_size is None and (world_size < 1 or whole % world_size):
+            msg = (
+                f"global batches of {whole} samples cannot be shared by {world_size} ranks; choose a "
+                f"world size that divides {whole}, or give a batch_size"
+            )
+            raise PlanError(msg)
+        size = whole // world_size if batch_size is None else batch_size
+        plan = replace(self._plan, rank=rank, world_size=world_size, batch_size=size)
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._ranks, other._plan, other._cursor = (rank, world_size), plan, Cursor(self.epoch)
+        other._reset()
+        reading = other._open()
+        other._ahead = divide(
+            self._budget, reading, plan.windows, plan.blocks, size, prefetch=self.prefetch
+        ).ahead
+        return other
 
     def _reset(self) -> None:
         """Forget everything that belongs to one process."""
@@ -216,13 +253,6 @@ class Loader(Resumable):
 
     def __len__(self) -> int:
         return len(self.plan)
-
-    @override
-    def __repr__(self) -> str:
-        lines = describe(self.plan, self.epoch, prefetch=self.prefetch)
-        variables, labels = ", ".join(self.variables), ", ".join(self.labels) or "none"
-        lines.insert(1, f"variables : {variables}; labels: {labels}")
-        return "<xloader.Loader> " + "\n  ".join(lines)
 
     @override
     def state_at(self, epoch: int, step: int) -> State:  # numpydoc ignore=GL08
@@ -267,7 +297,7 @@ class Loader(Resumable):
         """
         planned = self.plan.batch(epoch, step + len(self) if step < 0 else step)
         pools = {int(p): self._pool(epoch, int(p)) for p in np.unique(planned.pools)}
-        return self._finish(cut(self._open(), planned, pools), planned, epoch)
+        return self._finish(cut(self._open(), planned, pools), planned, epoch, step % len(self))
 
     def samples(self, ids: npt.ArrayLike, *, epoch: int | None = None) -> xr.Dataset:
         """
@@ -299,7 +329,7 @@ class Loader(Resumable):
         epoch = self.epoch if epoch is None else epoch
         loaded = self._pool(epoch, 0) if self.plan.in_memory else self._open().load(wanted)
         batch = Batch(wanted, np.zeros_like(wanted), np.ones(len(wanted), bool))
-        return self._finish(self._open().gather([(loaded, wanted)]), batch, epoch)
+        return self._finish(self._open().gather([(loaded, wanted)]), batch, epoch, None)
 
     def __iter__(self) -> Iterator[xr.Dataset]:
         epoch, first = self._cursor.begin()
@@ -322,6 +352,7 @@ class Loader(Resumable):
             One labelled batch per step.
         """
         plan = self.plan
+        steps = list(steps)
         if self.prefetch == 0:
             for step in steps:
                 yield self.batch(epoch, step)
@@ -329,8 +360,9 @@ class Loader(Resumable):
         if not plan.in_memory:
             self._pools.clear()
         read = self._pool if plan.in_memory else self._read
-        for batch, values in gathered(plan, self._open(), epoch, steps, read, self._ahead):
-            yield self._finish(values, batch, epoch)
+        made = gathered(plan, self._open(), epoch, steps, read, self._ahead)
+        for step, (batch, values) in zip(steps, made, strict=True):
+            yield self._finish(values, batch, epoch, step)
             self._advise()
 
     def _advise(self) -> None:
@@ -367,7 +399,7 @@ class Loader(Resumable):
             begin = time.perf_counter()
             labelled = self._label(cut(self._open(), planned, pools), planned)
             between = time.perf_counter()
-            self._transform(labelled, planned, self.epoch)
+            self._transform(labelled, planned, self.epoch, 0)
             times.append((between - begin, time.perf_counter() - between))
         return min(t for t, _ in times), min(t for _, t in times)
 
@@ -381,14 +413,15 @@ class Loader(Resumable):
         return self._source
 
     def _read(self, epoch: int, pool: int) -> Loaded:
+        plan = self.plan
+        n = len(plan.windows)
         try:
-            plan = self.plan
-            n = len(plan.windows)
             ids = np.arange(n) if plan.in_memory else plan.pool_ids(epoch, pool)
             # a rank may have no sample of a small pool
             return self._open().load(ids) if len(ids) else {}
         except Exception as e:
-            e.add_note(f"while reading pool {pool} of epoch {epoch}")
+            first = name_batch(self.ds, plan, epoch, plan.first_step(epoch, pool))
+            e.add_note(f"while reading pool {pool} of epoch {epoch}, first for {first}")
             raise
 
     def _pool(self, epoch: int, pool: int) -> Loaded:
@@ -397,9 +430,11 @@ class Loader(Resumable):
         key = () if self.plan.in_memory else (epoch, pool)
         return self._pools.get(key, lambda: self._read(epoch, pool))
 
-    def _finish(self, values: Mapping[str, Values], batch: Batch, epoch: int) -> xr.Dataset:
-        """Label the values of a batch and transform them."""
-        return self._transform(self._label(values, batch), batch, epoch)
+    def _finish(
+        self, values: Mapping[str, Values], batch: Batch, epoch: int, step: int | None
+    ) -> xr.Dataset:
+        """Label the values of a batch, or of samples without a step, and transform them."""
+        return self._transform(self._label(values, batch), batch, epoch, step)
 
     def _label(self, values: Mapping[str, Values], batch: Batch) -> xr.Dataset:
         self._open()
@@ -407,14 +442,19 @@ class Loader(Resumable):
         valid = batch.valid if self.plan.has_valid else None
         return self._labeller.label(values, batch.ids, valid)
 
-    def _transform(self, labelled: xr.Dataset, batch: Batch, epoch: int) -> xr.Dataset:
+    def _transform(
+        self, labelled: xr.Dataset, batch: Batch, epoch: int, step: int | None
+    ) -> xr.Dataset:
         if self._after_reading is None:
             return labelled
         rng = SampleRandom(self.plan.seed, epoch=epoch, sample_id=batch.ids)
         try:
             return apply(self._after_reading, labelled, rng=rng, dim=self.sample_dim)
         except Exception as e:
-            e.add_note(f"while transforming samples {batch.ids[:8].tolist()}... of epoch {epoch}")
+            which = f"{name_samples(self.ds, self.plan.windows, batch.ids)} of epoch {epoch}"
+            if step is not None:
+                which = name_batch(self.ds, self.plan, epoch, step)
+            e.add_note(f"while transforming {which}")
             raise
 
     @override

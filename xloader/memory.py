@@ -24,6 +24,8 @@ class Division:
     """Blocks that are mixed."""
     block_nbytes: int
     """Bytes of the largest block."""
+    nbytes: int
+    """Bytes that an epoch decodes."""
     ahead: Ahead
     """How far the pipeline runs ahead."""
 
@@ -61,7 +63,8 @@ def divide(
         If a single block does not fit.
     """
     members = np.arange(len(windows)) if blocks.members is None else blocks.members
-    nbytes = source.block_nbytes(windows.starts_of(members), blocks.ptr)
+    each = source.block_nbytes(windows.starts_of(members), blocks.ptr)
+    nbytes = each.sum(axis=0)
     batch_nbytes = batch_size * source.sample_nbytes
     largest, pool = int(nbytes.max(initial=0)), budget * 3 // 8
     if int(nbytes.sum()) <= 2 * pool:
@@ -78,7 +81,9 @@ def divide(
             "xl.convert"
         )
         raise PlanError(msg)
-    return Division(pool_blocks, largest, _ahead(budget // 4, batch_nbytes, prefetch))
+    total = source.epoch_nbytes(each, -(-len(blocks) // pool_blocks))
+    ahead = _ahead(budget // 4, batch_nbytes, prefetch)
+    return Division(pool_blocks, largest, total, ahead)
 
 
 def _ahead(budget: int, batch_nbytes: int, prefetch: int) -> Ahead:

@@ -168,6 +168,10 @@ class Custom(Order):
         return ids.astype(np.int64)
 
     @override
+    def expected(self, plan: Plan) -> Weights:  # numpydoc ignore=GL08
+        return np.bincount(self.ids(plan, 0), minlength=len(plan.windows)).astype(np.float64)
+
+    @override
     def visits(self, plan: Plan, epoch: int) -> Visits:  # numpydoc ignore=GL08
         ids = self.ids(plan, epoch)
         if plan.in_memory:
@@ -229,14 +233,23 @@ class Weighted(Order):
 
         return _mixed(plan, epoch, ptr, sample)
 
-    def _chosen(self, plan: Plan, epoch: int) -> Visits:
+    @override
+    def expected(self, plan: Plan) -> Weights:  # numpydoc ignore=GL08
+        if self.replacement:
+            return self.weights
+        return np.bincount(self._choice(plan, 0), minlength=len(self.weights)).astype(np.float64)
+
+    def _choice(self, plan: Plan, epoch: int) -> Int64:
         """Choose without replacement: the largest of ``u ** (1 / weight)`` (Efraimidis, Spirakis 2006)."""
         possible = np.flatnonzero(self.weights)
         keys = (
             np.log1p(-uniform(possible, key_of(_CHOICE, plan.seed, epoch))) / self.weights[possible]
         )
         chosen = possible[np.argpartition(-keys, self.n - 1)[: self.n]]
-        chosen = np.sort(chosen)
+        return np.sort(chosen)
+
+    def _chosen(self, plan: Plan, epoch: int) -> Visits:
+        chosen = self._choice(plan, epoch)
         blocks = group(plan.blocks.whose(chosen))
         members = chosen if blocks.members is None else chosen[blocks.members]
         found = Blocks(blocks.ptr, members)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from xloader.threads import alone
 
 Read = Callable[[int, int], Loaded]
 """Takes an epoch and the number of a pool."""
+
+_PATIENCE = 5
+"""Seconds that closing an iteration waits for what is being read."""
 
 
 @dataclass(frozen=True)
@@ -87,35 +91,36 @@ def gathered(
     tuple of Batch and dict of str to array
         Samples, and their values by variable.
     """
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="xloader-read") as reader,
-        ThreadPoolExecutor(ahead.groups or 1, thread_name_prefix="xloader-gather") as gatherer,
-    ):
-        pools: dict[int, Future[Loaded]] = {}
-        waiting: deque[_Waiting] = deque()
-        try:
-            for group in _groups(plan, epoch, steps, ahead.group):
-                first, last = int(group.samples.pools[0]), int(group.samples.pools[-1])
-                if waiting and first not in pools:
-                    wait([w.values for w in waiting])  # only then are earlier pools out of memory
-                end = min(max(last, first + ahead.pools) + 1, plan.n_pools(epoch))
-                # pools are needed in order, so those before the first are done with
-                pools = {
-                    p: pools.get(p) or reader.submit(read, epoch, p) for p in range(first, end)
-                }
-                needed = {p: pools[p] for p in range(first, last + 1)}
-                started = threading.Event() if ahead.group > 1 else None
-                values = gatherer.submit(_gather, source, group.samples, needed, started)
-                waiting.append(_Waiting(group, values, started))
-                if len(waiting) > ahead.groups:
-                    yield from _served(waiting)
-            while waiting:
+    reader = ThreadPoolExecutor(1, thread_name_prefix="xloader-read")
+    gatherer = ThreadPoolExecutor(ahead.groups or 1, thread_name_prefix="xloader-batch")
+    consumer = threading.get_ident()
+    pools: dict[int, Future[Loaded]] = {}
+    waiting: deque[_Waiting] = deque()
+    try:
+        for group in _groups(plan, epoch, steps, ahead.group):
+            first, last = int(group.samples.pools[0]), int(group.samples.pools[-1])
+            if waiting and first not in pools:
+                wait([w.values for w in waiting])  # only then are earlier pools out of memory
+            end = min(max(last, first + ahead.pools) + 1, plan.n_pools(epoch))
+            # pools are needed in order, so those before the first are done with
+            pools = {p: pools.get(p) or reader.submit(read, epoch, p) for p in range(first, end)}
+            needed = {p: pools[p] for p in range(first, last + 1)}
+            started = threading.Event() if ahead.group > 1 else None
+            values = gatherer.submit(_gather, source, group.samples, needed, started)
+            waiting.append(_Waiting(group, values, started))
+            if len(waiting) > ahead.groups:
                 yield from _served(waiting)
-        finally:
-            for pool in pools.values():
-                pool.cancel()
-            for w in waiting:
-                w.values.cancel()
+        while waiting:
+            yield from _served(waiting)
+    finally:
+        futures: list[Future[Any]] = [*pools.values(), *(w.values for w in waiting)]
+        running = [future for future in futures if not future.cancel()]
+        # what runs is waited for, because of the memory it takes, but not for ever: an iterator that
+        # is garbage may be closed by any thread at any moment, also by one that is waited for
+        ours = threading.get_ident() == consumer
+        left = wait(running, _PATIENCE if ours else 0).not_done
+        for threads in (reader, gatherer):
+            threads.shutdown(wait=ours and not left, cancel_futures=True)
 
 
 def _groups(plan: Plan, epoch: int, steps: Iterable[int], length: int) -> Iterator[_Group]:

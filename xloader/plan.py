@@ -8,10 +8,13 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from xloader.axes import Int64, Windows
 from xloader.errors import PlanError
-from xloader.visits import Blocks, Visits
+from xloader.planned import as_table, as_text, facts, heading
+from xloader.randomness import Randomness, predict
+from xloader.visits import Blocks, Listed, Visits
 
 Remainder = Literal["keep", "drop", "pad"]
 
@@ -68,6 +71,22 @@ class Order(ABC):
             The same for every rank and number of ranks.
         """
 
+    def expected(self, plan: "Plan") -> npt.NDArray[np.float64] | None:  # noqa: ARG002
+        """
+        Return how often each sample is served.
+
+        Parameters
+        ----------
+        plan : Plan
+            What there is.
+
+        Returns
+        -------
+        ndarray of float64 or None, shape (n_samples,)
+            In any unit; None for all of them equally often.
+        """
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -98,6 +117,10 @@ class Plan:
     """Which part of each global batch is ours."""
     world_size: int = 1
     """Number of parts."""
+    nbytes: int = 0
+    """Bytes that are decoded if each block is read once, at most; 0 if everything is in memory."""
+    sample_nbytes: int = 0
+    """Bytes of them that one sample asks for, on average."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be planned."""
@@ -156,6 +179,13 @@ class Plan:
             ``batch_size * world_size``.
         """
         return self.batch_size * self.world_size
+
+    @override
+    def __repr__(self) -> str:
+        return as_text("xloader.Plan", heading(self), facts(self, 0, prefetch=1))
+
+    def _repr_html_(self) -> str:
+        return as_table("xloader.Plan", heading(self), facts(self, 0, prefetch=1))
 
     def __len__(self) -> int:
         full, rest = divmod(self.n_samples, self.global_batch)
@@ -236,6 +266,24 @@ class Plan:
         """
         return _pool(self, epoch, pool)[1]
 
+    def first_step(self, epoch: int, pool: int) -> int:
+        """
+        Return the first step at which this rank needs a pool.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch.
+        pool : int
+            Number of a pool of which this rank serves samples.
+
+        Returns
+        -------
+        int
+            From 0.
+        """
+        return int(_pool(self, epoch, pool)[0][0]) // self.global_batch
+
     def batch(self, epoch: int, step: int) -> Batch:
         """
         Return which samples this rank gets at one step.
@@ -299,6 +347,55 @@ class Plan:
             ids.append(found[np.searchsorted(own, places[pools == pool])])
         return Batch(ids[0] if len(ids) == 1 else np.concatenate(ids), pools, valid), ptr
 
+    def ids_at(self, epoch: int, places: Int64) -> Int64:
+        """
+        Return the samples at some places of the sequence of an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch.
+        places : ndarray of int64, shape (m,)
+            Increasing, at least 0 and less than `n_samples`.
+
+        Returns
+        -------
+        ndarray of int64, shape (m,)
+            Sample numbers; step ``k`` has those from ``k * global_batch`` on.
+        """
+        visits = _visits(self, epoch)
+        if isinstance(visits, Listed):  # whatever the pool
+            return visits.at(places)
+        pools = np.searchsorted(visits.begins, places, side="right") - 1
+        cuts = np.flatnonzero(np.diff(pools)) + 1
+        parts = zip(pools[np.append(0, cuts)].tolist(), np.split(places, cuts), strict=True)
+        return np.concatenate([visits.ids(p, at, self.global_batch) for p, at in parts])
+
+    def randomness(self, labels: npt.ArrayLike, *, epoch: int = 0, own: bool = False) -> Randomness:
+        """
+        Say how random batches are, before anything is read.
+
+        Parameters
+        ----------
+        labels : array-like, shape (n_samples,)
+            Label of each sample.
+        epoch : int, optional
+            Number of the epoch.
+        own : bool, optional
+            Whether the batches of this rank are meant, not those of all ranks together.
+
+        Returns
+        -------
+        Randomness
+            With a verdict, and what to change if it is bad.
+
+        Raises
+        ------
+        PlanError
+            If there is not one label per sample.
+        """
+        return predict(self, labels, epoch=epoch, own=own)
+
     def _places(self, step: int) -> Int64:
         """Return which places of the epoch's sequence this rank gets; those beyond its end pad."""
         n = self.n_samples
@@ -323,12 +420,12 @@ class Plan:
         return places[(places >= first) & (places < last)]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)  # what an epoch in memory lists is as long as the data
 def _visits(plan: Plan, epoch: int) -> Visits:
     return plan.order.visits(plan, epoch)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)  # what an epoch in memory lists is as long as the data
 def _pool(plan: Plan, epoch: int, pool: int) -> tuple[Int64, Int64]:
     """Return the places of one pool that this rank serves, and their samples."""
     visits = _visits(plan, epoch)

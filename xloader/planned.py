@@ -1,13 +1,45 @@
-"""What a plan says about itself."""
+"""What a plan says about itself, as text and as a table."""
 
+import html
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
 from dask.utils import format_bytes
 
-from xloader.plan import Plan
+if TYPE_CHECKING:
+    from xloader.plan import Plan
+
+Facts = Mapping[str, str]
+
+_POOLS = 4
+_SAMPLES = 2**16
 
 
-def describe(plan: Plan, epoch: int, *, prefetch: int) -> list[str]:
+def heading(plan: "Plan") -> str:
     """
-    Return the decisions of a plan as text.
+    Return what an epoch is.
+
+    Parameters
+    ----------
+    plan : Plan
+        What was decided.
+
+    Returns
+    -------
+    str
+        Batches, and the windows they are made of.
+    """
+    w = plan.windows
+    size = ", ".join(f"{d}: {n}" for d, n in zip(w.dims, w.size, strict=True))
+    drawn = "" if plan.n_samples == len(w) else f"{plan.n_samples:,} samples of "
+    batches = f"{len(plan):,} batches of {plan.batch_size}"
+    return f"{batches} per epoch ({drawn}{len(w):,} windows of {size})"
+
+
+def facts(plan: "Plan", epoch: int, *, prefetch: int) -> dict[str, str]:
+    """
+    Return the decisions of a plan.
 
     Parameters
     ----------
@@ -20,12 +52,10 @@ def describe(plan: Plan, epoch: int, *, prefetch: int) -> list[str]:
 
     Returns
     -------
-    list of str
-        One line each.
+    dict of str to str
+        What each is about, and what was decided.
     """
     w = plan.windows
-    size = ", ".join(f"{d}: {n}" for d, n in zip(w.dims, w.size, strict=True))
-    memory = min(plan.pool_blocks * (1 + prefetch), len(plan.blocks)) * plan.block_nbytes
     counted = {
         "flush windows": w.n_flush,
         "positions without a window": sum(w.uncovered.values()),
@@ -34,10 +64,100 @@ def describe(plan: Plan, epoch: int, *, prefetch: int) -> list[str]:
         "samples padded": plan.n_padded,
     }
     rest = ", ".join(f"{v:,} {k}" for k, v in counted.items() if v) or "nothing left over"
-    blocks = f"{len(plan.blocks):,} in {plan.n_pools(epoch):,} pools"
-    return [
-        f"{len(plan):,} batches of {plan.batch_size} per epoch ({len(w):,} windows of {size})",
-        f"blocks    : {blocks}; order: {plan.order}, seed {plan.seed}",
-        f"memory    : up to {format_bytes(memory)}; rank {plan.rank} of {plan.world_size}",
-        f"remainder : {plan.remainder}; {rest}",
-    ]
+    n_pools = plan.n_pools(epoch)
+    pools = f"{len(plan.blocks):,} in {n_pools:,} pool{'s' * (n_pools > 1)}"
+    memory = min(plan.pool_blocks * (1 + prefetch), len(plan.blocks)) * plan.block_nbytes
+    ahead = ", what is read ahead included" if prefetch and not plan.in_memory else ""
+    return {
+        "blocks": f"{pools}; order: {plan.order}, seed {plan.seed}",
+        "reading": _reading(plan, epoch),
+        "memory": f"up to {format_bytes(memory)}{ahead}; rank {plan.rank} of {plan.world_size}",
+        "remainder": f"{plan.remainder}; {rest}",
+    }
+
+
+def _reading(plan: "Plan", epoch: int) -> str:
+    """Say how many bytes this rank decodes, and how many times those of its samples."""
+    if plan.nbytes == 0:
+        return "nothing, all data are in memory"
+    read = blocks_read(plan, epoch)
+    nbytes = int(read / len(plan.blocks) * plan.nbytes)
+    mine = plan.n_samples / plan.world_size * plan.sample_nbytes
+    often = "read once" if plan.in_memory else "read per epoch"
+    amplified = f"{nbytes / mine:.1f} times its samples" if mine else "beside data in memory"
+    share = "" if plan.world_size == 1 else f"; {read / len(plan.blocks):.0%} of the blocks"
+    return f"up to {format_bytes(nbytes)} of blocks {often}, {amplified}{share}"
+
+
+def blocks_read(plan: "Plan", epoch: int) -> float:
+    """
+    Return how many blocks a rank reads in an epoch.
+
+    Parameters
+    ----------
+    plan : Plan
+        What was decided.
+    epoch : int
+        Number of the epoch.
+
+    Returns
+    -------
+    float
+        Those that are read again in another pool count again; an estimate from a few pools where
+        there are many.
+    """
+    if plan.in_memory:
+        return len(plan.blocks)
+    n = plan.n_pools(epoch)
+    enough = max(_POOLS, _SAMPLES * n // plan.n_samples)
+    # at random: ranks have their samples at regular places
+    some = range(n) if n <= enough else np.random.default_rng(0).integers(0, n, enough).tolist()
+    each = [len(np.unique(plan.blocks.whose(plan.pool_ids(epoch, p)))) for p in some]
+    return sum(each) / len(each) * n
+
+
+def as_text(title: str, head: str, rows: Facts) -> str:
+    """
+    Return facts as lines.
+
+    Parameters
+    ----------
+    title, head : str
+        What is described, and its first line.
+    rows : mapping of str to str
+        What each is about, and what it is.
+
+    Returns
+    -------
+    str
+        One line each.
+    """
+    return "\n  ".join([f"<{title}> {head}", *(f"{k:<9} : {v}" for k, v in rows.items())])
+
+
+def as_table(title: str, head: str, rows: Facts) -> str:
+    """
+    Return facts as a table in HTML.
+
+    Parameters
+    ----------
+    title, head : str
+        What is described, and its first line.
+    rows : mapping of str to str
+        What each is about, and what it is.
+
+    Returns
+    -------
+    str
+        In the colours of the page that shows it.
+    """
+    cell = "padding:2px 12px 2px 0;text-align:left;vertical-align:top;background:transparent"
+    body = "".join(
+        f'<tr style="background:transparent"><th style="{cell};font-weight:600;opacity:.65">{html.escape(k)}</th>'
+        f'<td style="{cell}">{html.escape(v)}</td></tr>'
+        for k, v in rows.items()
+    )
+    return (
+        f'<div style="border-left:3px solid #4c78a8;padding-left:10px"><div><b>{html.escape(title)}</b> '
+        f'{html.escape(head)}</div><table style="border:none;margin:4px 0 0 0">{body}</table></div>'
+    )

@@ -128,11 +128,33 @@ class Source:
 
         Returns
         -------
-        ndarray of int64, shape (n_blocks,)
-            Upper bounds, over all variables.
+        ndarray of int64, shape (n_variables, n_blocks)
+            Upper bounds.
         """
-        each = [r.nbytes(starts, ptr) for r in self.readers.values()]
-        return np.asarray(np.sum(each, axis=0), np.int64)
+        return np.stack([r.nbytes(starts, ptr) for r in self.readers.values()])
+
+    def epoch_nbytes(self, nbytes: Int64, n_pools: int) -> int:
+        """
+        Return the bytes that an epoch decodes.
+
+        Parameters
+        ----------
+        nbytes : ndarray of int64, shape (n_variables, n_blocks)
+            From `block_nbytes`.
+        n_pools : int
+            Pools of blocks; of each, every chunk is decoded once, though several blocks touch it.
+
+        Returns
+        -------
+        int
+            An upper bound.
+        """
+        total = 0
+        for reader, each in zip(self.readers.values(), nbytes.sum(axis=1).tolist(), strict=True):
+            whole = reader.n_elements * reader.dtype.itemsize * n_pools
+            # rows are of one block, and may take more than a dense array does
+            total += each if isinstance(reader, RowReader) else min(each, whole)
+        return total
 
     @property
     def sample_nbytes(self) -> int:
@@ -145,6 +167,18 @@ class Source:
             On average, over all variables; at least 1.
         """
         return max(1, sum(r.sample_nbytes for r in self.readers.values()))
+
+    @property
+    def stored_nbytes(self) -> int:
+        """
+        Return the part of decoded blocks that is one sample's.
+
+        Returns
+        -------
+        int
+            Bytes, on average, over all variables that are not in memory.
+        """
+        return sum(r.stored_nbytes for r in self.readers.values())
 
     @property
     def advice(self) -> str | None:

@@ -158,6 +158,18 @@ class Reader(ABC):
         """
         return int(np.prod(self.size) * self.dtype.itemsize)
 
+    @property
+    def stored_nbytes(self) -> int:
+        """
+        Return the part of decoded chunks that is one sample's.
+
+        Returns
+        -------
+        int
+            Bytes, on average; 0 if the variable is in memory.
+        """
+        return int(np.prod(self.size) * self.dtype.itemsize)
+
     def full_starts(self, starts: Int64) -> Int64:
         """
         Return starts along every dimension of the variable.

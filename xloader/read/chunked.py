@@ -54,6 +54,11 @@ class MemoryReader(Reader):
     def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
         return np.zeros(len(ptr) - 1, np.int64)
 
+    @property
+    @override
+    def stored_nbytes(self) -> int:  # numpydoc ignore=GL08
+        return 0
+
     @override
     def load(self, starts: Int64) -> None:  # numpydoc ignore=GL08
         return None

@@ -63,6 +63,12 @@ class RowReader(Reader):
         nnz = int(self.array.nnz_of(np.zeros(1, np.int64), np.array([n]))[0])
         return int(nnz // n * (self.dtype.itemsize + 4))
 
+    @property
+    @override
+    def stored_nbytes(self) -> int:  # numpydoc ignore=GL08
+        n = max(1, self.array.shape[0])
+        return int(self.array.nbytes_of(np.zeros(1, np.int64), np.array([n]))[0] // n)
+
     @override
     def keys(self, starts: Int64) -> npt.NDArray[np.int64]:  # numpydoc ignore=GL08
         return np.asarray(self.rows[starts[:, 0]] // self.array.block_rows)

@@ -62,8 +62,17 @@ class TileReader(ChunkReader):
 
     @override
     def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
-        each = self.array.dtype.itemsize + (4 if self.finish else 0)
-        return np.asarray(super().nbytes(starts, ptr) * each // self.dtype.itemsize)
+        return np.asarray(super().nbytes(starts, ptr) * self._each // self.dtype.itemsize)
+
+    @property
+    @override
+    def stored_nbytes(self) -> int:  # numpydoc ignore=GL08
+        return int(np.prod(self.size) * self._each)
+
+    @property
+    def _each(self) -> int:
+        """Return the bytes of a stored value and of what is made of it."""
+        return int(self.array.dtype.itemsize + (4 if self.finish else 0))
 
     @override
     def load(self, starts: Int64) -> "_TilePool":  # numpydoc ignore=GL08

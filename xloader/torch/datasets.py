@@ -1,6 +1,7 @@
 """Torch datasets over a Loader."""
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,18 @@ from xloader.torch.tensors import (
 )
 
 MAX_WORKERS = 128
-_SHARING = ("IterableDatasetShard", "DataLoaderDispatcher")
+_UNPREPARED = (
+    "leave it out of accelerator.prepare(), and move batches to accelerator.device yourself"
+)
+_UNSAMPLED = "set Trainer(use_distributed_sampler=False)"
+_SHARING = {  # what shares batches between ranks, and how to avoid it
+    "IterableDatasetShard": _UNPREPARED,
+    "DataLoaderShard": _UNPREPARED,
+    "DataLoaderDispatcher": _UNPREPARED,
+    "BatchSamplerShard": _UNPREPARED,
+    "DistributedSamplerWrapper": _UNSAMPLED,
+    "_DatasetSamplerWrapper": _UNSAMPLED,
+}
 
 
 class PlannedBatch(list[int]):
@@ -141,11 +153,11 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         self.loader = _as_loader(source, loader_args)
         self.layout = layout
         self.cursor = Cursor(self.loader.epoch, onward=True)
-        self._restored = False
+        self._restored: tuple[int, int] | None = None
         # what comes next, by (number of workers, worker): in shared memory, because workers that do
         # not persist are made anew from the parent's object, and those that do never see it again
-        self._next = torch.zeros((MAX_WORKERS + 1, MAX_WORKERS, 2), dtype=torch.int64)
-        self._next.share_memory_()  # type: ignore[no-untyped-call]
+        self._next = torch.from_numpy(np.zeros((MAX_WORKERS + 1, MAX_WORKERS, 2), np.int64))
+        self._pid = 0
         self.move(*self.loader.position)
 
     def set_epoch(self, epoch: int) -> None:
@@ -156,7 +168,13 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         ----------
         epoch : int
             Number of the epoch, from 0.
+
+        Raises
+        ------
+        PlanError
+            If accelerate calls it, which would share between ranks what is shared already.
         """
+        refuse_second_sharing(self.loader)
         self.loader.set_epoch(epoch)
         self.cursor.move(epoch)
         self.move(*self.cursor.position)
@@ -170,8 +188,9 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         epoch, step : int
             Both from 0.
         """
+        self._own()
         self._position = epoch, step
-        self._next[..., 0], self._next[..., 1] = epoch, step
+        self._next.numpy()[...] = epoch, step
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -194,7 +213,9 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         if info is not None:
             state = self.loader.state_at(*self._position)
             return {**state, "worker": [info.id, info.num_workers]}
-        if bool((self._next[1:] != self._next[1, -1]).any()):
+        self._own()
+        coming = self._next.numpy()[1:]
+        if (coming != coming[0, -1]).any():
             msg = (
                 "worker processes took the batches, so that this dataset does not know how far the "
                 "training is; use the state_dict() of make_loader(...)"
@@ -225,48 +246,98 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
             )
             raise StateError(msg)
         self.loader.load_state_dict(state)
-        self._position, self._restored = self.loader.position, info is not None
         if info is None:
-            self.cursor.move(*self._position)
-            self.move(*self._position)
+            self.cursor.move(*self.loader.position)
+            self.move(*self.loader.position)
+        else:
+            self._restored = self.loader.position
 
     @override
     def __iter__(self) -> Iterator[Tensors]:
-        _refuse_second_sharing(self.loader)
+        refuse_second_sharing(self.loader)
         share_in_workers(self.loader)
-        info = torch.utils.data.get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        place = (0, 0) if info is None else (workers, worker)
-        epoch, first = self._next[place].tolist()
-        first += worker
-        if self._restored:
-            (epoch, first), self._restored = self._position, False
-        self._next[place] = torch.tensor([epoch + 1, 0])
-        n = len(self.loader)
-        steps = range(first, n, workers)
-        self._position = epoch, min(first, n)
+        self._own()
+        # torchdata asks for the state before the first batch, and drops iterators that it made
+        self._position = self._coming()
+        return self._serve()
+
+    def _serve(self) -> Iterator[Tensors]:
+        """Yield what comes next in this process."""
+        (epoch, first), n = self._coming(), len(self.loader)
+        (workers, worker), self._restored = _place(), None
+        self._next.numpy()[workers, worker] = epoch + 1, 0
+        steps = range(first, n, max(1, workers))
         for step, batch in zip(steps, self.loader.batches(epoch, steps), strict=True):
-            self._position = epoch, min(step + workers, n)
+            self._position = epoch, min(step + max(1, workers), n)
             yield to_tensors(batch, self.loader, layout=self.layout)
-        if info is None:
+        if workers == 0:
             self._position = epoch + 1, 0
 
+    def _coming(self) -> tuple[int, int]:
+        """Return epoch and first step of the next iteration in this process."""
+        if self._restored is not None:
+            return self._restored
+        place = _place()
+        epoch, step = self._next[place].tolist()
+        return epoch, min(step + place[1], len(self.loader))
 
-def _refuse_second_sharing(loader: Loader) -> None:
-    """Refuse to serve a part to somebody who takes a part of that again."""
-    if loader.plan.world_size == 1:
-        return
-    frame = inspect.currentframe()
+    def _own(self) -> None:
+        """Keep apart from other ranks, that were made of the same object; share with workers only."""
+        if torch.utils.data.get_worker_info() is None and self._pid != os.getpid():
+            # by numpy: torch would copy in threads, which a forked process waits for without end
+            values = self._next.numpy()
+            storage = torch.UntypedStorage._new_shared(values.nbytes)  # type: ignore[no-untyped-call]
+            self._next = torch.empty(0, dtype=torch.int64).set_(storage).view(values.shape)
+            self._next.numpy()[...] = values
+            self._pid = os.getpid()
+
+
+def _place() -> tuple[int, int]:
+    """Return the number of workers, and which of them this process is."""
+    info = torch.utils.data.get_worker_info()
+    return (0, 0) if info is None else (info.num_workers, info.id)
+
+
+def callers() -> set[str]:
+    """
+    Return who called.
+
+    Returns
+    -------
+    set of str
+        Names of the classes whose methods are being executed in this thread.
+    """
+    names, frame = set(), inspect.currentframe()
     while frame is not None:
-        name = type(frame.f_locals.get("self")).__name__
-        if name in _SHARING:
-            msg = (
-                f"accelerate's {name} would share between ranks what is rank {loader.plan.rank}'s share "
-                "already; use the loader as it is, without accelerator.prepare(), or make it with rank=0 and "
-                "world_size=1"
-            )
-            raise PlanError(msg)
+        # not its locals: asking for them makes a copy that keeps a user's tensors alive
+        names.update(frame.f_code.co_qualname.split(".")[:-1])
         frame = frame.f_back
+    return names
+
+
+def refuse_second_sharing(loader: Loader, *, but: str = "") -> None:
+    """
+    Refuse to serve a part to somebody who takes a part of that again.
+
+    Parameters
+    ----------
+    loader : Loader
+        What is served.
+    but : str, optional
+        Name of a class that does no harm here.
+
+    Raises
+    ------
+    PlanError
+        If the caller, or a caller of it, does so; says what to set.
+    """
+    for name in sorted(callers() & _SHARING.keys() - {but}):
+        plan = loader.plan
+        msg = (
+            f"{name} shares batches between ranks and counts them, as this loader does itself (it is rank "
+            f"{plan.rank} of {plan.world_size}); {_SHARING[name]}"
+        )
+        raise PlanError(msg)
 
 
 def _as_loader(source: Any, loader_args: Mapping[str, Any]) -> Loader:

@@ -1,6 +1,8 @@
 """Torch DataLoaders of ready batches, which know how far the training is."""
 
+import itertools
 from collections.abc import Iterator, Mapping
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -8,12 +10,26 @@ import torch.utils.data
 from typing_extensions import override
 
 from xloader.cursor import Cursor
-from xloader.errors import PlanError
+from xloader.errors import PlanError, StateError
 from xloader.loader import Loader
+from xloader.named import name_batch
 from xloader.state import Resumable, State
 from xloader.threads import n_cpus
-from xloader.torch.datasets import MAX_WORKERS, IterableDataset, MapDataset, PlannedBatch
+from xloader.torch.datasets import (
+    MAX_WORKERS,
+    IterableDataset,
+    MapDataset,
+    PlannedBatch,
+    callers,
+    refuse_second_sharing,
+)
 from xloader.torch.tensors import Tensors
+
+# who asks a sampler for batches before the training needs them, and has no state of its own
+_AHEAD = {"_MultiProcessingDataLoaderIter", "DataLoaderShard"}
+
+_KILLED = "is killed by signal"
+"""What torch says of a worker that died."""
 
 
 class DataLoader(Resumable, torch.utils.data.DataLoader[Tensors]):
@@ -35,16 +51,27 @@ class DataLoader(Resumable, torch.utils.data.DataLoader[Tensors]):
     def __init__(self, dataset: IterableDataset, **options: Any) -> None:
         super().__init__(dataset, **options)
         self._cursor = dataset.cursor
+        vars(self)["sampler"] = _EpochSetter(dataset.cursor)  # torch takes none for an iterable one
 
     @override
     def __iter__(self) -> Any:
+        # all of it at the first batch: Lightning sets the epoch after it has made the iterator
         epoch, first = self._cursor.begin()
         self.dataset.move(epoch, first)
-        return self._followed(super().__iter__())
-
-    def _followed(self, batches: Any) -> Iterator[Tensors]:
+        if self._iterator is not None and _has_dead(self._iterator):
+            dead: Any = self._iterator
+            dead._shutdown_workers()
+            self._iterator = None  # torch would wait for the dead one
+        batches: Any = super().__iter__()
         try:
             yield from self._cursor.follow(batches)
+        except Exception as e:
+            if self.num_workers and _is_of_dead(e, batches):
+                loader = self.dataset.loader
+                waited = name_batch(loader.ds, loader.plan, *self._cursor.position)
+                msg = f"a worker was killed ({e}); its memory may have been too much. Next were {waited}"
+                raise RuntimeError(msg) from e
+            raise
         finally:
             if self.num_workers and not self.persistent_workers:
                 # else a traceback keeps them, and torch waits 5 s for each
@@ -63,6 +90,39 @@ class DataLoader(Resumable, torch.utils.data.DataLoader[Tensors]):
         return self.dataset.loader.position_of(state)
 
 
+def _is_of_dead(error: Exception, batches: Any) -> bool:
+    """Say whether an error comes of a worker that was killed."""
+    if _KILLED in str(error):
+        return True
+    lost = isinstance(error, ConnectionError | EOFError)  # what a killed worker had handed over
+    try:
+        return _has_dead(batches, patience=int(lost))
+    except RuntimeError as e:  # torch's handler of the signal speaks up wherever we are
+        return _KILLED in str(e)
+
+
+def _has_dead(batches: Any, patience: int = 0) -> bool:
+    """Say whether a worker of an iteration was killed; those that are done end with code 0."""
+    wait([worker.sentinel for worker in batches._workers], patience)
+    return any(worker.exitcode for worker in batches._workers)
+
+
+class _EpochSetter(torch.utils.data.Sampler[None]):
+    """Where Lightning looks for `set_epoch`; numbers no samples, as torch's own for iterable datasets."""
+
+    def __init__(self, cursor: Cursor) -> None:
+        self._cursor = cursor
+
+    @override
+    def __iter__(self) -> Iterator[None]:
+        return itertools.repeat(None)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go on to an epoch; never back, because Fabric counts from 0 again after a resume."""
+        if epoch > self._cursor.position[0]:
+            self._cursor.move(epoch)
+
+
 class BlockSampler(Resumable, torch.utils.data.Sampler[list[int]]):
     """
     Batches of sample numbers in the loader's order, for ``DataLoader(dataset, batch_sampler=...)``.
@@ -78,9 +138,47 @@ class BlockSampler(Resumable, torch.utils.data.Sampler[list[int]]):
     def __init__(self, dataset: "MapDataset | Loader") -> None:
         self.loader = dataset if isinstance(dataset, Loader) else dataset.loader
         self._cursor = Cursor(self.loader.epoch, onward=True)
+        self._asked_ahead = False
 
     def __len__(self) -> int:
         return len(self.loader)
+
+    @property
+    def sampler(self) -> "BlockSampler":
+        """
+        Return this object, where Lightning looks for `set_epoch`.
+
+        Returns
+        -------
+        BlockSampler
+            Itself.
+        """
+        return self
+
+    @override
+    def state_dict(self) -> State:
+        """
+        Return the position after the batches that were asked for.
+
+        Returns
+        -------
+        dict
+            JSON of less than 1 kB; the same on every rank.
+
+        Raises
+        ------
+        StateError
+            If workers were given batches ahead of the training, of which this object knows nothing.
+        """
+        if self._asked_ahead:
+            epoch, step = self.position
+            msg = (
+                f"the sampler was asked for batches ahead of the training, up to step {step} of epoch "
+                f"{epoch}, and does not know how many were used; save state_at(epoch, step) with the "
+                "numbers of your training loop, or use make_loader(...) or torchdata's StatefulDataLoader"
+            )
+            raise StateError(msg)
+        return super().state_dict()
 
     @override
     def state_at(self, epoch: int, step: int) -> State:  # numpydoc ignore=GL08
@@ -92,6 +190,8 @@ class BlockSampler(Resumable, torch.utils.data.Sampler[list[int]]):
 
     @override
     def __iter__(self) -> Iterator[list[int]]:
+        refuse_second_sharing(self.loader, but="DataLoaderShard")  # alone it shares nothing
+        self._asked_ahead = bool(callers() & _AHEAD)
         epoch, first = self._cursor.begin()
         plan = self.loader.plan
         steps = range(first, len(plan))
