@@ -241,7 +241,7 @@ def killed(store, way, flag):
         assert len(seen) < (step + 1) * SIZE
         # other workers' batches that were done may not have been taken
         k = len(seen) // SIZE
-        assert "a worker was killed" in text
+        assert "a worker was killed" in text, text[-1500:]
         assert f"which are batch {k} of epoch 0; loader.batch(0, {k}) makes it again" in text
         assert f"samples [{', '.join(map(str, order.batch(0, k).ids[:8].tolist()))}, ...]" in text
         state = served.state_dict()

@@ -94,7 +94,8 @@ def _is_of_dead(error: Exception, batches: Any) -> bool:
     """Say whether an error comes of a worker that was killed."""
     if _KILLED in str(error):
         return True
-    lost = isinstance(error, ConnectionError | EOFError)  # what a killed worker had handed over
+    # who asks a dead process for what it handed over meets any of these, before its end is known
+    lost = isinstance(error, OSError | EOFError | RuntimeError)
     try:
         return _has_dead(batches, patience=int(lost))
     except RuntimeError as e:  # torch's handler of the signal speaks up wherever we are
