@@ -425,9 +425,17 @@ def _visits(plan: Plan, epoch: int) -> Visits:
     return plan.order.visits(plan, epoch)
 
 
-@lru_cache(maxsize=4)  # what an epoch in memory lists is as long as the data
 def _pool(plan: Plan, epoch: int, pool: int) -> tuple[Int64, Int64]:
     """Return the places of one pool that this rank serves, and their samples."""
+    # a pool of everything takes 16 bytes a sample, and is not needed again in the next epoch
+    return (_large_pool if plan.in_memory else _small_pool)(plan, epoch, pool)
+
+
+def _find_pool(plan: Plan, epoch: int, pool: int) -> tuple[Int64, Int64]:
     visits = _visits(plan, epoch)
     places = plan._own(*map(int, visits.begins[pool : pool + 2]))
     return places, visits.ids(pool, places, plan.global_batch)
+
+
+_small_pool = lru_cache(maxsize=4)(_find_pool)
+_large_pool = lru_cache(maxsize=2)(_find_pool)

@@ -1,5 +1,6 @@
 """The laws of a Loader, for loaders and orders of your own: what raises AssertionError and says where."""
 
+from xloader.randomness import measure as measure_randomness
 from xloader.testing.contracts import OrderContract
 from xloader.testing.plans import (
     assert_covers,
@@ -17,4 +18,5 @@ __all__ = [
     "assert_resumes_everywhere",
     "assert_state_is_small",
     "assert_topology_free",
+    "measure_randomness",
 ]
