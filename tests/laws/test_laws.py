@@ -88,7 +88,7 @@ def loaders(draw, /, **fixed):
         "seed": draw(st.integers(0, 5)),
         "remainder": draw(REMAINDERS),
         "prefetch": draw(st.integers(0, 1)),
-        "memory_budget": draw(st.sampled_from([3_000, 20_000, 100_000, "1GB"])),
+        "memory_budget": draw(st.sampled_from([8_000, 50_000, 270_000, "1GB"])),
         **cut,
         **fixed,
     }
