@@ -66,7 +66,7 @@ class DataLoader(Resumable, torch.utils.data.DataLoader[Tensors]):
         try:
             yield from self._cursor.follow(batches)
         except Exception as e:
-            if self.num_workers and _is_of_dead(e, batches):
+            if self.num_workers and _is_of_dead(e, batches, stop=not self.persistent_workers):
                 loader = self.dataset.loader
                 waited = name_batch(loader.ds, loader.plan, *self._cursor.position)
                 msg = f"a worker was killed ({e}); its memory may have been too much. Next were {waited}"
@@ -90,16 +90,20 @@ class DataLoader(Resumable, torch.utils.data.DataLoader[Tensors]):
         return self.dataset.loader.position_of(state)
 
 
-def _is_of_dead(error: Exception, batches: Any) -> bool:
-    """Say whether an error comes of a worker that was killed."""
+def _is_of_dead(error: Exception, batches: Any, *, stop: bool) -> bool:
+    """Say whether an error comes of a worker that was killed; its end may be known later than that."""
     if _KILLED in str(error):
         return True
-    # who asks a dead process for what it handed over meets any of these, before its end is known
-    lost = isinstance(error, OSError | EOFError | RuntimeError)
     try:
+        if stop:
+            batches._shutdown_workers()
+        # who asks a dead process for what it handed over meets any of these
+        lost = isinstance(error, OSError | EOFError | RuntimeError)
         return _has_dead(batches, patience=int(lost))
     except RuntimeError as e:  # torch's handler of the signal speaks up wherever we are
-        return _KILLED in str(e)
+        if _KILLED in str(e):
+            return True
+        raise
 
 
 def _has_dead(batches: Any, patience: int = 0) -> bool:
