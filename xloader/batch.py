@@ -116,9 +116,11 @@ class Labeller:
             variable = variables[name]
             values: Any = variable.data
             labels = self._labels(name, values)
-            indexes[name] = PandasIndex(labels, self.dim, coord_dtype=values.dtype)
+            labels.name = self.dim
+            index = indexes[name] = object.__new__(PandasIndex)
+            index.index, index.dim, index.coord_dtype = labels, self.dim, values.dtype
             data = PandasIndexingAdapter(labels, dtype=values.dtype)
-            variables[name] = xr.IndexVariable((self.dim,), data, variable.attrs)  # type: ignore[no-untyped-call]
+            variables[name] = _bare((self.dim,), data, variable.attrs, xr.IndexVariable)
         names: set[Any] = {k for k in variables if k in self.source.coords or k in _OWN}
         # no public way leaves out the checks; `_learn` compares its result with the public one's
         return xr.Dataset._construct_direct(
@@ -149,9 +151,14 @@ def _address(values: npt.NDArray[Any]) -> int:
     return int(values.__array_interface__["data"][0])
 
 
-def _bare(dims: tuple[str, ...], data: Any, attrs: Mapping[str, Any]) -> xr.Variable:
+def _bare(
+    dims: tuple[str, ...],
+    data: Any,
+    attrs: Mapping[str, Any],
+    kind: type[xr.Variable] = xr.Variable,
+) -> xr.Variable:
     """Make what ``xr.Variable(..., fastpath=True)`` makes, without looking at the dimensions again."""
-    variable = object.__new__(xr.Variable)
+    variable = object.__new__(kind)
     variable._dims, variable._data = dims, data
     variable._attrs, variable._encoding = dict(attrs) if attrs else None, None
     return variable
