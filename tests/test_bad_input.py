@@ -275,10 +275,11 @@ def test_transform_error__names_the_samples(case):
     loader = xl.Loader(cells(), batch_size=4, transform=transform)
     with pytest.raises(TransformError, match=message) as caught:
         loader[1]
-    assert caught.value.__notes__ == [
+    (told,) = caught.value.__notes__
+    assert told == (
         "while transforming samples [4, 5, 6, 7] (cell 'c4'; cell 'c5'; cell 'c6'; ...), which are "
         "batch 1 of epoch 0; loader.batch(0, 1) makes it again"
-    ]
+    )
 
 
 def test_transform__an_error_of_its_own_stays_itself():
