@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -335,7 +335,7 @@ class Loader(Described):
         epoch, first = self._cursor.begin()
         yield from self._cursor.follow(self.batches(epoch, range(first, len(self))))
 
-    def batches(self, epoch: int, steps: Iterable[int]) -> Iterator[xr.Dataset]:
+    def batches(self, epoch: int, steps: Sequence[int]) -> Iterator[xr.Dataset]:
         """
         Yield some batches of an epoch, reading ahead meanwhile.
 
@@ -343,7 +343,7 @@ class Loader(Described):
         ----------
         epoch : int
             Number of the epoch.
-        steps : iterable of int
+        steps : sequence of int
             Steps in increasing order.
 
         Yields
@@ -352,7 +352,6 @@ class Loader(Described):
             One labelled batch per step.
         """
         plan = self.plan
-        steps = list(steps)
         if self.prefetch == 0:
             for step in steps:
                 yield self.batch(epoch, step)

@@ -3,7 +3,7 @@
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ class Ahead:
     """How far the pipeline runs ahead."""
 
     pools: int
-    """Pools that are read while one is served, at least 1."""
+    """Pools that are read while one is served."""
     group: int
     """Batches that are gathered at once."""
     groups: int
@@ -66,7 +66,7 @@ class _Waiting:
 
 
 def gathered(
-    plan: Plan, source: Source, epoch: int, steps: Iterable[int], read: Read, ahead: Ahead
+    plan: Plan, source: Source, epoch: int, steps: Sequence[int], read: Read, ahead: Ahead
 ) -> Iterator[tuple[Batch, dict[str, Values]]]:
     """
     Yield the values of some batches, working on the next ones meanwhile.
@@ -79,7 +79,7 @@ def gathered(
         Cuts them out of pools.
     epoch : int
         Number of the epoch.
-    steps : iterable of int
+    steps : sequence of int
         Numbers of steps, increasing.
     read : Read
         Reads a pool; called by a thread of its own.
@@ -123,10 +123,9 @@ def gathered(
             threads.shutdown(wait=ours and not left, cancel_futures=True)
 
 
-def _groups(plan: Plan, epoch: int, steps: Iterable[int], length: int) -> Iterator[_Group]:
-    remaining = iter(steps)
-    while group := list(itertools.islice(remaining, length)):
-        yield _Group(*plan.batches(epoch, group))
+def _groups(plan: Plan, epoch: int, steps: Sequence[int], length: int) -> Iterator[_Group]:
+    for k in range(0, len(steps), length):
+        yield _Group(*plan.batches(epoch, steps[k : k + length]))
 
 
 def _served(waiting: deque[_Waiting]) -> Iterator[tuple[Batch, dict[str, Values]]]:

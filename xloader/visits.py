@@ -47,23 +47,6 @@ class Blocks:
         places = self.ptr[blocks] + offsets
         return places if self.members is None else self.members[places]
 
-    def of(self, block: int) -> Int64:
-        """
-        Return the samples of one block.
-
-        Parameters
-        ----------
-        block : int
-            Number of the block.
-
-        Returns
-        -------
-        ndarray of int64
-            Sample numbers in increasing order.
-        """
-        span = np.arange(self.ptr[block], self.ptr[block + 1])
-        return span if self.members is None else self.members[span]
-
     def whose(self, ids: Int64) -> Int64:
         """
         Return the block of each sample.
