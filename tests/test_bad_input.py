@@ -150,6 +150,10 @@ PLANS = {
         {"layout": "csr"},
         r"layout='csr' needs a variable that is stored sparse .* but \['X_pca'\] have none",
     ),
+    "budget text": (cells, {"memory_budget": "abc"}, "memory_budget='abc' is no size; give bytes"),
+    "budget none": (cells, {"memory_budget": None}, "memory_budget=None is no size; give bytes"),
+    "batch size of text": (cells, {"batch_size": "4"}, "batch_size='4' is no whole number"),
+    "seed of no number": (cells, {"seed": 1.5}, "seed=1.5 is no whole number"),
     "prefetch": (cells, {"prefetch": -1}, "prefetch=-1 is impossible; choose 1"),
     "seed": (cells, {"seed": -1}, "seed=-1 is impossible; it must be at least 0"),
     "rank alone": (
@@ -312,7 +316,9 @@ def test_index_error__says_how_many_there_are():
             loader.samples(ids)
     with pytest.raises(IndexError, match=r"samples \[\] of 61"):
         loader.samples([])
-    with pytest.raises(PlanError, match="epoch -1 is impossible; epochs count from 0"):
+    with pytest.raises(
+        PlanError, match="epoch -1 is impossible; epochs are whole numbers and count from 0"
+    ):
         loader.set_epoch(-1)
 
 

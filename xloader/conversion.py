@@ -12,12 +12,13 @@ import dask
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import format_bytes
 from tqdm import tqdm
 
 from xloader import schema, trace
 from xloader.arrays import RowArray
 from xloader.errors import PlanError, SchemaError
+from xloader.memory import nbytes_of
 from xloader.open import identify, open_cells, open_contacts, resolutions
 from xloader.store.building import building, check_place, publish
 from xloader.store.layout import TILE, encode, path_of, write_group, write_root
@@ -90,7 +91,7 @@ def convert(
     if codec not in CODECS:
         msg = f"codec={codec!r} is unknown; choose one of {CODECS}"
         raise PlanError(msg)
-    budget = _nbytes_of(memory_budget)
+    budget = nbytes_of(memory_budget)
     check_place(target, overwrite=overwrite)
     groups = _groups(source)
     kind = schema.kind(next(iter(groups.values())))
@@ -107,14 +108,6 @@ def convert(
     if kind == "cells":
         return open_cells(target)
     return open_contacts(target, resolution=min(resolutions(target), default=None))
-
-
-def _nbytes_of(memory_budget: int | str) -> int:
-    try:
-        return int(parse_bytes(memory_budget))
-    except ValueError as e:
-        msg = f"memory_budget={memory_budget!r} is no size; give bytes, or a text such as '500MB'"
-        raise PlanError(msg) from e
 
 
 def _groups(source: Any) -> dict[str, xr.Dataset]:

@@ -1,7 +1,9 @@
 """Where a training loop is: the batches it took, whatever was read ahead of it."""
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from xloader.errors import PlanError
 
@@ -48,7 +50,7 @@ class Cursor:
         """
         return (self.epoch + 1, 0) if self._finished else (self.epoch, self._served)
 
-    def move(self, epoch: int, step: int | None = None) -> None:
+    def move(self, epoch: Any, step: int | None = None) -> None:
         """
         Choose what comes next.
 
@@ -63,10 +65,10 @@ class Cursor:
         Raises
         ------
         PlanError
-            If the epoch is negative.
+            If the epoch is no number, or negative.
         """
-        if epoch < 0:
-            msg = f"epoch {epoch} is impossible; epochs count from 0"
+        if not isinstance(epoch, int | np.integer) or epoch < 0:
+            msg = f"epoch {epoch!r} is impossible; epochs are whole numbers and count from 0"
             raise PlanError(msg)
         if step is not None or epoch != self.epoch:
             self._start = step or 0

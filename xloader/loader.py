@@ -10,7 +10,6 @@ import cloudpickle
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask.utils import parse_bytes
 from typing_extensions import override
 
 from xloader.axes import Windows
@@ -20,7 +19,7 @@ from xloader.contract import SampleRandom, Transform, apply, fusion_of
 from xloader.cursor import Cursor
 from xloader.described import Described
 from xloader.errors import PerformanceWarning, PlanError, warn
-from xloader.memory import divide
+from xloader.memory import divide, nbytes_of
 from xloader.named import name_batch, name_samples
 from xloader.pipeline import cut, gathered
 from xloader.plan import Batch, Plan, Remainder
@@ -137,6 +136,11 @@ class Loader(Described):
                 "served, or 0; memory_budget makes pools larger"
             )
             raise PlanError(msg)
+        numbers: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+        for name, number in numbers.items():
+            if not isinstance(number, int | np.integer):
+                msg = f"{name}={number!r} is no whole number; give one"
+                raise PlanError(msg)
         self.ds, drawn = draw_windows(source, input_dims, input_overlap, windows, remainder)
         self.layout = layout
         self.transform = transform
@@ -152,7 +156,7 @@ class Loader(Described):
         how = resolve_order(order, self.ds, drawn, shuffle=shuffle)
         reading = self._make_source(drawn)
         blocks = storage_blocks(reading, drawn, in_order=how.in_order)
-        self._budget = parse_bytes(memory_budget)
+        self._budget = nbytes_of(memory_budget)
         division = divide(self._budget, reading, drawn, blocks, batch_size, prefetch=prefetch)
         self._ahead, self._source = division.ahead, reading
         self._plan = Plan(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from dask.utils import format_bytes
+from dask.utils import format_bytes, parse_bytes
 
 from xloader.axes import Windows
 from xloader.errors import PlanError
@@ -14,6 +14,37 @@ from xloader.visits import Blocks
 
 _GROUP_NBYTES = 32 * 2**20
 """Bytes of small batches that are gathered at once: few calls, and memory that caches hold."""
+
+
+def nbytes_of(memory_budget: int | str) -> int:
+    """
+    Return a budget in bytes.
+
+    Parameters
+    ----------
+    memory_budget : int or str
+        Bytes, or text with a unit.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Raises
+    ------
+    PlanError
+        If it is no size.
+
+    Examples
+    --------
+    >>> nbytes_of("1.5kB")
+    1500
+    """
+    try:
+        return int(parse_bytes(memory_budget))
+    except (ValueError, AttributeError, TypeError) as e:  # dask's own for text, and for the rest
+        msg = f"memory_budget={memory_budget!r} is no size; give bytes, or a text such as '500MB'"
+        raise PlanError(msg) from e
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,12 @@ def open_contacts(
 
 
 def _bins_of(
-    region: str, chrom: npt.NDArray[Any], start: npt.NDArray[Any], end: npt.NDArray[Any]
+    region: Any, chrom: npt.NDArray[Any], start: npt.NDArray[Any], end: npt.NDArray[Any]
 ) -> npt.NDArray[np.int64]:
     """Return the bins that a region touches."""
+    if not isinstance(region, str):
+        msg = f"{region!r} in `view` is no region; name a chromosome, or a part such as 'chr1:0-5,000,000'"
+        raise SchemaError(msg)
     names = list(dict.fromkeys(chrom.tolist()))
     name, low, high = region, None, None
     if name not in names:

@@ -117,8 +117,8 @@ def resolve_order(order: Any, ds: xr.Dataset, windows: Windows, *, shuffle: bool
     if callable(order):
         return Custom(order)
     msg = (
-        f"order={order!r} is unknown; choose one of {list(_ORDERS)}, one of xl.orders, or a function of "
-        "(plan, rng) that returns sample numbers"
+        f"order={order!r} is unknown; choose one of {list(_ORDERS)}, xl.orders.weighted(...), balanced(...) "
+        "or grouped(...), or a function of (plan, rng) that returns sample numbers"
     )
     raise PlanError(msg)
 
