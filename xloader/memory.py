@@ -8,6 +8,7 @@ from dask.utils import format_bytes, parse_bytes
 from xloader.axes import Windows
 from xloader.errors import PlanError
 from xloader.pipeline import Ahead
+from xloader.pools import budget_of, pool_nbytes
 from xloader.source import Source
 from xloader.threads import n_threads
 from xloader.visits import Blocks
@@ -65,7 +66,7 @@ def divide(
     budget: int, source: Source, windows: Windows, blocks: Blocks, batch_size: int, *, prefetch: int
 ) -> Division:
     """
-    Divide a budget: three eighths for blocks that are mixed, as much for those read ahead, the rest for batches.
+    Divide a budget between blocks that are mixed, those that are read ahead, and batches.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ def divide(
     each = source.block_nbytes(windows.starts_of(members), blocks.ptr)
     nbytes = each.sum(axis=0)
     batch_nbytes = batch_size * source.sample_nbytes
-    largest, pool = int(nbytes.max(initial=0)), budget * 3 // 8
+    largest, pool = int(nbytes.max(initial=0)), pool_nbytes(budget)
     if int(nbytes.sum()) <= 2 * pool:
         pool_blocks = len(blocks)
     elif largest <= pool:
@@ -108,7 +109,7 @@ def divide(
             f"a block of {samples} samples decodes to {format_bytes(largest)}, but a memory_budget of "
             f"{format_bytes(budget)} has {format_bytes(pool)} for the blocks that are mixed, as much for "
             f"those read ahead, and a quarter for batches; allow at least "
-            f"{format_bytes(-(-largest * 8 // 3))}, take fewer `variables`, or write a finer store with "
+            f"{format_bytes(budget_of(largest))}, take fewer `variables`, or write a finer store with "
             "xl.convert"
         )
         raise PlanError(msg)

@@ -9,6 +9,45 @@ T = TypeVar("T")
 Key = tuple[int, ...]
 
 
+def pool_nbytes(budget: int) -> int:
+    """
+    Return what a memory budget leaves for one pool: three eighths, as much for the next, the rest for batches.
+
+    Parameters
+    ----------
+    budget : int
+        Bytes.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    return budget * 3 // 8
+
+
+def budget_of(nbytes: int) -> int:
+    """
+    Return the smallest memory budget that has room for a pool.
+
+    Parameters
+    ----------
+    nbytes : int
+        Bytes of the pool.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Examples
+    --------
+    >>> budget_of(300), pool_nbytes(800), pool_nbytes(799)
+    (800, 300, 299)
+    """
+    return -(-nbytes * 8 // 3)
+
+
 class Pools(Generic[T]):
     """
     The pools that were used last.

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from xloader.errors import PlanError
+from xloader.pools import budget_of
 
 if TYPE_CHECKING:
     from xloader.plan import Plan
@@ -375,8 +376,8 @@ def _advice(plan: "Plan", codes: Int64, epoch: int) -> str:
     if found.is_bad:
         return f"its order ({plan.order}) brings samples of one label together: choose another one"
     samples = round(len(plan.windows) * blocks / len(plan.blocks))
-    # as memory.divide divides it
-    budget = min(2 * blocks, len(plan.blocks)) * plan.block_nbytes * 4 // 3 + 1
+    # where everything fits, there is room for it in two pools
+    budget = budget_of(-(-min(2 * blocks, len(plan.blocks)) * plan.block_nbytes // 2))
     return (
         f"mix {blocks:,} blocks ({samples:,} samples) instead of {plan.pool_blocks:,} with a "
         f"memory_budget of {format_bytes(budget)}"
