@@ -1,30 +1,34 @@
 """
 Single parts of the engine, timed by themselves: the numbers of docs/design/003-the-engine.md.
 
-``python -m tests.benchmarks.parts cells.h5ad`` (counts, stored by row; the first 12,800 cells are used)
+``python -m tests.benchmarks.parts cells.h5ad [contacts.xl]`` (counts, stored by row; the first 12,800
+cells are used; of the store of contacts 3,000 tiles of its finest map)
 """
 
 import itertools
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from numba import njit
 from numcodecs import blosc
 
 import xloader as xl
 from xloader.buffers import Buffers
 from xloader.csr import CSRArray
 from xloader.kernels import tiles
-from xloader.packed import PackedRows
+from xloader.packed import PackedRows, take_dense
 from xloader.trace import view
 
 CODECS = {
     "counts": [("lz4", 3, 0), ("lz4", 5, 2), *(("lz4hc", k, 0) for k in (1, 5, 9)),
                *(("zstd", k, 0) for k in (1, 5, 9))],
     "deltas": [("lz4", 3, 1), ("lz4", 5, 2), ("lz4hc", 5, 1), ("zstd", 2, 1), ("zstd", 3, 2)],
+    "tiles": [("lz4", 5, 2), ("lz4hc", 3, 2), ("lz4hc", 9, 2), ("zstd", 1, 2), ("zstd", 3, 2)],
 }  # fmt: skip
 ROWS = 32
 
@@ -54,6 +58,25 @@ def deltas_of(csr: CSRArray) -> np.ndarray:
     return steps.astype(np.uint16)
 
 
+def compare(name: str, pieces: list[np.ndarray], codecs: list[tuple[str, int, int]]) -> None:
+    """Print what codecs make of pieces of one kind."""
+    n, nbytes = sum(p.size for p in pieces), sum(p.nbytes for p in pieces)
+    out = np.empty(max(p.size for p in pieces), pieces[0].dtype)
+    for cname, level, shuffle in codecs:
+        begin = time.perf_counter()
+        packed = [blosc.compress(p, cname.encode(), level, shuffle) for p in pieces]
+        encoding = time.perf_counter() - begin
+
+        def decode(packed=packed):
+            for chunk, piece in zip(packed, pieces, strict=True):
+                blosc.decompress(chunk, out[: piece.size])
+
+        size, decoding, each = sum(map(len, packed)), best(decode), 1e6 / len(pieces)
+        print(f"{name:15s} {cname:6s} {level:3d} {shuffle:3d} {size / n:8.3f} {size / nbytes:7.4f}"
+              f"{n / decoding / 1e6:9.0f} {n / encoding / 1e6:9.0f}"
+              f"{decoding * each:9.1f} {encoding * each:9.1f}")  # fmt: skip
+
+
 def codecs(csr: CSRArray) -> None:
     bounds = csr.indptr[::ROWS]
     parts = {
@@ -62,28 +85,19 @@ def codecs(csr: CSRArray) -> None:
         "float32": csr.data.astype(np.float32),
         "uint16 columns": csr.indices.astype(np.uint16),
     }
-    table = [(n, *c) for n, cs in CODECS.items() for c in cs]
-    table += [("float32", "lz4", 3, 1), ("uint16 columns", "lz4", 3, 1)]
-    print("what            codec    level shuffle  B/value  decode M/s  encode M/s")
-    for name, cname, level, shuffle in table:
-        pieces = [parts[name][a:b] for a, b in itertools.pairwise(bounds)]
-        n = sum(map(len, pieces))
+    as_annbatch = [("lz4", 3, 1)]
+    for name, part in parts.items():
+        pieces = [part[a:b] for a, b in itertools.pairwise(bounds)]
+        compare(name, pieces, CODECS.get(name, as_annbatch))
 
-        def encode(pieces=pieces, cname=cname, level=level, shuffle=shuffle):
-            return [blosc.compress(p, cname.encode(), level, shuffle) for p in pieces]
 
-        begin = time.perf_counter()
-        packed = encode()
-        encoding = time.perf_counter() - begin
-        out = np.empty(max(map(len, pieces)), parts[name].dtype)
-
-        def decode(packed=packed, pieces=pieces, out=out):
-            for chunk, piece in zip(packed, pieces, strict=True):
-                blosc.decompress(chunk, out[: len(piece)])
-
-        size = sum(map(len, packed)) / n
-        print(f"{name:15s} {cname:8s} {level:5d} {shuffle:7d} {size:8.3f} "
-              f"{n / best(decode) / 1e6:11.0f} {n / encoding / 1e6:11.0f}")  # fmt: skip
+def tile_codecs(path: str) -> None:
+    ds = xl.open_contacts(path, resolution=min(xl.resolutions(path)), chunks=None)
+    found: Any = view(ds["count"].variable)
+    n = -(-ds.sizes["bin1"] // 128)
+    ij = np.array([(i, j) for i in range(n) for j in range(i, n)])
+    stored = found.array.array.read_chunks(np.random.default_rng(0).permutation(ij)[:3000])
+    compare("tiles", [tile for tile in stored if tile.any()], CODECS["tiles"])
 
 
 def _take(packed: PackedRows, rows: np.ndarray, buffers: Any) -> None:
@@ -105,6 +119,7 @@ def gathering(csr: CSRArray) -> None:
         print(
             f"gather 4,096 rows, {name}: {seconds * 1e3:.1f} ms, {n / seconds / 1e6:.0f} M values/s"
         )
+    dense(packed, order)
     ds = xr.Dataset({"X": (("cell", "gene"), packed.take(order, dtype, None, reused))})
     for size in (64, 4096):
         loader = xl.Loader(ds, batch_size=size)
@@ -113,6 +128,37 @@ def gathering(csr: CSRArray) -> None:
         values = {"X": packed.take(order[:size], dtype, None, reused)}
         seconds = best(partial(loader._label, values, batch), 50)
         print(f"one labelled Dataset of {size} cells: {seconds * 1e6:.0f} us")
+
+
+@njit(nogil=True)
+def in_place(packed, rows, out):
+    """Clear and fill rows where they stay."""
+    values, columns, starts, lengths = packed
+    for i in range(len(rows)):
+        out[i, :] = 0
+        at = 0
+        for k in range(starts[rows[i]], starts[rows[i]] + lengths[rows[i]]):
+            at += columns[k]
+            out[i, at] = values[k]
+
+
+def dense(packed: PackedRows, order: np.ndarray) -> None:
+    reused, dtype = Buffers(), np.dtype(np.float32)
+    out = np.ones((len(order), packed.n_columns), dtype)
+    arrays = packed.values, packed.columns, packed.starts, packed.lengths
+    half = len(order) // 2
+    with ThreadPoolExecutor(2) as threads:
+
+        def both() -> None:
+            halves = (order[:half], out[:half]), (order[half:], out[half:])
+            list(threads.map(lambda part: in_place(arrays, *part), halves))
+
+        for name, function in {
+            "as xloader does": lambda: take_dense([(packed, order)], dtype, None, reused),
+            "cleared and filled in place": both,
+            "filled with a constant by one thread": lambda: out.fill(1),
+        }.items():
+            print(f"{len(order)} dense rows, {name}: {best(function) * 1e3:.1f} ms")
 
 
 def windows() -> None:
@@ -149,4 +195,8 @@ if __name__ == "__main__":
     rows = rows_of(sys.argv[1])
     gathering(rows)
     windows()
+    print("what            codec  lvl shf  B/value  of raw  decoded  encoded   decode    encode")
+    print("                                              M/s       M/s   us/piece  us/piece")
     codecs(rows)
+    if len(sys.argv) > 2:
+        tile_codecs(sys.argv[2])
