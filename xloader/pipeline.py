@@ -1,6 +1,7 @@
 """Batches ahead of who consumes them: pools are read, and small batches gathered together, by threads."""
 
 import itertools
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,7 +94,7 @@ def gathered(
     """
     reader = ThreadPoolExecutor(1, thread_name_prefix="xloader-read")
     gatherer = ThreadPoolExecutor(ahead.groups or 1, thread_name_prefix="xloader-batch")
-    consumer = threading.get_ident()
+    consumer, is_over = threading.get_ident(), sys.is_finalizing
     pools: dict[int, Future[Loaded]] = {}
     waiting: deque[_Waiting] = deque()
     try:
@@ -113,14 +114,22 @@ def gathered(
         while waiting:
             yield from _served(waiting)
     finally:
-        futures: list[Future[Any]] = [*pools.values(), *(w.values for w in waiting)]
-        running = [future for future in futures if not future.cancel()]
-        # what runs is waited for, because of the memory it takes, but not for ever: an iterator that
-        # is garbage may be closed by any thread at any moment, also by one that is waited for
-        ours = threading.get_ident() == consumer
-        left = wait(running, _PATIENCE if ours else 0).not_done
-        for threads in (reader, gatherer):
-            threads.shutdown(wait=ours and not left, cancel_futures=True)
+        # else nothing runs any more, and the names of modules are gone
+        if not is_over():
+            _close(consumer, [*pools.values(), *(w.values for w in waiting)], [reader, gatherer])
+
+
+def _close(
+    consumer: int, futures: Sequence[Future[Any]], threads: Sequence[ThreadPoolExecutor]
+) -> None:
+    """Give up what is not needed any more."""
+    running = [future for future in futures if not future.cancel()]
+    # what runs is waited for, because of the memory it takes, but not for ever: an iterator that
+    # is garbage may be closed by any thread at any moment, also by one that is waited for
+    ours = threading.get_ident() == consumer
+    left = wait(running, _PATIENCE if ours else 0).not_done
+    for each in threads:
+        each.shutdown(wait=ours and not left, cancel_futures=True)
 
 
 def _groups(plan: Plan, epoch: int, steps: Sequence[int], length: int) -> Iterator[_Group]:
