@@ -1,5 +1,6 @@
 """The place of a store: what may be replaced, where it is built, and the move when it is whole."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -9,6 +10,9 @@ from pathlib import Path
 
 from xloader.errors import ReadError
 from xloader.store.layout import describe, partial_of, root_attributes
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What the system says when no more can be written: to a disk, by a user, to a file."""
 
 
 def check_place(store: Path, *, overwrite: bool) -> None:
@@ -68,23 +72,45 @@ def building(store: Path) -> Iterator[Path]:
     Raises
     ------
     ReadError
-        If another process is building the same store.
+        If another process is building the same store, or there is no room for it.
     """
-    partial = partial_of(store)
-    partial.mkdir(exist_ok=True)
-    # held by the open directory, so that it ends with the process, however that ends
-    directory = os.open(partial, os.O_RDONLY)
+    partial, written = partial_of(store), 0
     try:
-        _lock(directory, partial, store)
-        for left in partial.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        partial.mkdir(exist_ok=True)
+        # held by the open directory, so that it ends with the process, however that ends
+        directory = os.open(partial, os.O_RDONLY)
         try:
-            yield partial
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    finally:
-        os.close(directory)
+            _lock(directory, partial, store)
+            for left in partial.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            try:
+                yield partial
+            except BaseException:
+                written = _nbytes_below(partial)
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        finally:
+            os.close(directory)
+    except OSError as e:
+        if e.errno in _FULL:
+            raise _full(store, written, e) from e
+        raise
+
+
+def _nbytes_below(folder: Path) -> int:
+    files = (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
+    return sum(file.stat().st_size for file in files)
+
+
+def _full(store: Path, written: int, error: OSError) -> ReadError:
+    old = "; the old store is as it was, and its room is needed until the new one is complete"
+    free = shutil.disk_usage(store.parent).free
+    return ReadError(
+        f"cannot write {str(store)!r}: {error.strerror}; {written / 1e6:.1f} MB of it were written and are "
+        f"removed again, {free / 1e6:.1f} MB are free there now, and it takes more than that (with shuffle=True "
+        "or a matrix stored by columns also room to put rows in order): make room, or choose a path on a "
+        f"larger disk{old * store.exists()}"
+    )
 
 
 def _lock(directory: int, partial: Path, store: Path) -> None:

@@ -216,8 +216,9 @@ def stage_rows(
             part = _encode(block, wanted, np.searchsorted(stored[a:b], rows[wanted]))
             at = values.tell(), deltas.tell()
             slabs.append(_Slab(wanted, part.indptr, part.values.dtype, at))
-            part.values.tofile(values)
-            part.deltas.tofile(deltas)
+            # numpy's own `tofile` does not tell of every failure
+            values.write(part.values.data)
+            deltas.write(part.deltas.data)
     return StagedRows(folder, slabs, len(rows), len(columns), array.dtype)
 
 
@@ -255,13 +256,14 @@ def stage_dense(variable: xr.Variable, order: Int64, path: Path, nbytes: int) ->
     """
     dtype = variable.dtype.newbyteorder("=")
     row = int(np.prod(variable.shape[1:])) * dtype.itemsize
-    with path.open("wb") as file:
-        file.truncate(len(order) * row)
     place = np.argsort(order)
     step = max(1, nbytes // max(1, row))
-    for a in range(0, len(order), step):
-        mapped = np.memmap(path, dtype, "r+", shape=variable.shape)
-        mapped[place[a : a + step]] = read_dense(variable[a : a + step])
+    with path.open("wb") as file:  # written and not mapped: a full disk would end the process
+        for a in range(0, len(order), step):
+            values = np.ascontiguousarray(read_dense(variable[a : a + step]), dtype)
+            for k in np.argsort(place[a : a + step]).tolist():
+                file.seek(int(place[a + k]) * row)
+                file.write(values[k])
     staged = _StagedDense(path, variable.shape, dtype)
     return xr.Variable(variable.dims, indexing.LazilyIndexedArray(staged))
 
