@@ -58,9 +58,10 @@ class DataLoader(Resumable, torch.utils.data.DataLoader[Tensors]):
         # all of it at the first batch: Lightning sets the epoch after it has made the iterator
         epoch, first = self._cursor.begin()
         self.dataset.move(epoch, first)
-        if self._iterator is not None and _has_dead(self._iterator):
-            dead: Any = self._iterator
-            dead._shutdown_workers()
+        kept: Any = self._iterator
+        # an interrupt from a terminal ends workers too, and without a failure
+        if kept is not None and not all(worker.is_alive() for worker in kept._workers):
+            kept._shutdown_workers()
             self._iterator = None  # torch would wait for the dead one
         batches: Any = super().__iter__()
         try:
