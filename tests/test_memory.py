@@ -2,6 +2,7 @@
 
 import gc
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -131,6 +132,30 @@ def test_pools__are_two_at_most(what, prefetch, stores, monkeypatch):
     assert max(alive) <= 1  # beside the one that is read
 
 
+def beside_dataset(loader):
+    """Return the bytes that a spawned worker is sent, beside the Dataset."""
+    return len(pickle.dumps(loader)) - len(pickle.dumps(loader.ds))
+
+
+def test_workers__are_sent_what_the_user_gave_and_where_windows_lie(stores):
+    ds, few, small = xl.open_cells(stores / "cells"), slice(3_200), 4_000
+    n, n_blocks = ds.sizes["cell"], ds.sizes["cell"] // 32
+    sizes = [
+        beside_dataset(xl.Loader(d, batch_size=16, shuffle=True)) for d in (ds.isel(cell=few), ds)
+    ]
+    assert sizes[0] < small
+    assert sizes[1] - sizes[0] < 8 * n_blocks + small  # the list of blocks
+    weights = np.arange(1.0, n + 1)
+    given = xl.Loader(ds, batch_size=16, order=xl.orders.weighted(weights))
+    assert beside_dataset(given) - sizes[1] < weights.nbytes + small
+    contacts = xl.open_contacts(stores / "contacts", resolution=1_000)
+    for stride in (16, 128):
+        shape = xl.windows.grid(size=128, stride=stride)
+        loader = xl.Loader(contacts, batch_size=16, shuffle=True, windows=shape)
+        # two starts of each window, and its place in the blocks
+        assert beside_dataset(loader) < 24 * len(loader.plan.windows) + 2 * small
+
+
 @linux
 def test_buffers__give_back_to_the_system_what_they_drop():
     def anonymous():
@@ -144,7 +169,7 @@ def test_buffers__give_back_to_the_system_what_they_drop():
 
     def work():
         before = anonymous()
-        for n in (30, 14, 6, 30, 14, 6):  # none fits into the one before
+        for n in (24, 11, 5, 24, 11, 5):  # none fits into the one before
             buffers.empty((n * MB,), np.uint8).fill(1)
             small.append(np.ones(100_000, np.uint8))
         grown.append(anonymous() - before)
