@@ -14,6 +14,7 @@ import pkgutil
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd  # noqa: F401 # imported before the baseline is taken
@@ -22,12 +23,12 @@ import xloader as xl
 import xloader.kernels
 import xloader.torch as xt
 
-for _, _name, _ in pkgutil.iter_modules(xloader.kernels.__path__):
-    importlib.import_module(f"xloader.kernels.{_name}")
+for _module in pkgutil.iter_modules(xloader.kernels.__path__):
+    importlib.import_module(f"xloader.kernels.{_module.name}")
 
 MB = 10**6
 WORKERS = {"persistent workers": True, "new workers in each epoch": False}
-_kept = []
+_kept: list[Any] = []
 
 
 def status(field, pid="self"):
