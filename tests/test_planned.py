@@ -76,10 +76,17 @@ def test_text__states_memory_order_remainder_and_counts():
     padded = loader_of(batch_size=100, remainder="pad")
     assert stated(padded, "remainder") == "pad; 52 samples padded"
     assert stated(loader_of(remainder="keep"), "remainder") == "keep; nothing left over"
-    twice = [stated(loader_of(prefetch=p), "memory") for p in (0, 1)]
+    # no batch is made of two pools
+    twice = [stated(loader_of(prefetch=p, batch_size=BLOCK), "memory") for p in (0, 1)]
     sizes = [float(re.search(r"up to ([\d.]+) kiB", t)[1]) for t in twice]
     assert abs(sizes[1] - 2 * sizes[0]) < 0.1
-    assert "what is read ahead included" in twice[1]
+    assert "what is read ahead included, in each process that reads" in twice[1]
+    once, many = loader_of(prefetch=0, batch_size=BLOCK), loader_of(batch_size=N)
+    n_pools = many.plan.n_pools(0)
+    assert (once.plan.span(0), many.plan.span(0)) == (1, n_pools)
+    assert n_pools > 2
+    assert f"because a batch is made of up to {n_pools} pools" in stated(many, "memory")
+    assert loader_of(batch_size=BLOCK + 1).plan.span(0) == 2
     drawn = loader_of(order=xl.orders.weighted(np.ones(N), n=640))
     assert "20 batches of 32 per epoch (640 samples of 2,048 windows of cell: 1)" in repr(drawn)
 

@@ -1,5 +1,6 @@
 """Memory of batches and blocks, used again once nobody holds it: fresh pages cost more than decoding."""
 
+import mmap
 import sys
 import threading
 from collections.abc import Callable
@@ -9,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 _SMALL = 2**16
+_LARGE = 2**22
+"""Bytes from which on the system gives and takes memory itself, in huge pages."""
+
 Allocate = Callable[[int], npt.NDArray[np.uint8]]
 
 
@@ -78,8 +82,21 @@ class Buffers:
             if sys.getrefcount(blocks[k]) <= _FREE:
                 del blocks[k]
                 break
-        blocks.append(np.empty(nbytes + nbytes // 8, np.uint8))
+        blocks.append(_new(nbytes + nbytes // 8))
         return blocks[-1]
+
+
+def _new(nbytes: int) -> npt.NDArray[np.uint8]:
+    """
+    Return a new block, whose memory goes back to the system when it is dropped.
+
+    The allocator of C would keep up to 32 MB of each block, in a heap of each thread, in pieces.
+    """
+    if nbytes < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.empty(nbytes, np.uint8)
+    block = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(block, np.uint8)
 
 
 def _references_of_free() -> int:

@@ -80,8 +80,11 @@ class Loader(Described):
     layout : {None, "csr", "dense"}, optional
         Form of sparse variables in batches. Default: "csr" where storage is sparse.
     memory_budget : int or str, optional
-        Bytes for decoded blocks, those read ahead included. It decides how many blocks are mixed,
-        and nothing else does: the order of samples depends on it.
+        Bytes for decoded blocks, those read ahead included, and for batches made ahead. It decides
+        how many blocks are mixed, and nothing else does: the order of samples depends on it. Each
+        process that reads, such as a worker of torch, takes at most this much and 100 MB (compiled
+        code, indexes of files and samples), besides imported libraries, coordinates and the batches
+        that are held. `plan` says where a single batch needs more blocks than that.
     prefetch : {0, 1}, optional
         Pools of blocks to read ahead while one is served.
     rank, world_size : int, optional

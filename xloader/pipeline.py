@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,13 +99,14 @@ def gathered(
     pools: dict[int, Future[Loaded]] = {}
     waiting: deque[_Waiting] = deque()
     try:
-        for group in _groups(plan, epoch, steps, ahead.group):
+        for group in _groups(plan, epoch, steps, ahead):
             first, last = int(group.samples.pools[0]), int(group.samples.pools[-1])
-            if waiting and first not in pools:
-                wait([w.values for w in waiting])  # only then are earlier pools out of memory
             end = min(max(last, first + ahead.pools) + 1, plan.n_pools(epoch))
             # pools are needed in order, so those before the first are done with
-            pools = {p: pools.get(p) or reader.submit(read, epoch, p) for p in range(first, end)}
+            pools = {p: future for p, future in pools.items() if p >= first}
+            before = [w.values for w in waiting]
+            for p in range(first, end):
+                pools[p] = pools.get(p) or reader.submit(_read_after, before, read, epoch, p)
             needed = {p: pools[p] for p in range(first, last + 1)}
             started = threading.Event() if ahead.group > 1 else None
             values = gatherer.submit(_gather, source, group.samples, needed, started)
@@ -132,9 +134,17 @@ def _close(
         each.shutdown(wait=ours and not left, cancel_futures=True)
 
 
-def _groups(plan: Plan, epoch: int, steps: Sequence[int], length: int) -> Iterator[_Group]:
-    for k in range(0, len(steps), length):
-        yield _Group(*plan.batches(epoch, steps[k : k + length]))
+def _groups(plan: Plan, epoch: int, steps: Sequence[int], ahead: Ahead) -> Iterator[_Group]:
+    """Yield groups that need no more pools than are in memory anyway, unless a single batch does."""
+    length = min(ahead.group, 1 + len(steps) // plan.n_pools(epoch))
+    k = 0
+    while k < len(steps):
+        s, ptr = plan.batches(epoch, steps[k : k + length])
+        lasts = s.pools[ptr[1:] - 1]
+        n = max(1, int(np.searchsorted(lasts, s.pools[0] + ahead.pools, side="right")))
+        end = int(ptr[n])
+        yield _Group(Batch(s.ids[:end], s.pools[:end], s.valid[:end]), ptr[: n + 1])
+        k += n
 
 
 def _served(waiting: deque[_Waiting]) -> Iterator[tuple[Batch, dict[str, Values]]]:
@@ -147,20 +157,27 @@ def _served(waiting: deque[_Waiting]) -> Iterator[tuple[Batch, dict[str, Values]
     yield from first.group.batches(values)
 
 
+def _read_after(before: list[Future[Any]], read: Read, epoch: int, pool: int) -> Loaded:
+    """Read a pool once earlier batches are gathered: until then the pools they are cut from stay."""
+    while before:
+        before.pop().exception()
+    return read(epoch, pool)
+
+
 def _gather(
     source: Source,
     samples: Batch,
-    pools: Mapping[int, Future[Loaded]],
+    pools: dict[int, Future[Loaded]],
     started: threading.Event | None,
 ) -> dict[str, Values]:
     """Cut a group of batches, alone if whoever waits for `started` labels another meanwhile."""
-    if started is None:
-        return cut(source, samples, {p: future.result() for p, future in pools.items()})
     try:
-        with alone(started.set):
+        with alone(started.set) if started else nullcontext():
             return cut(source, samples, {p: future.result() for p, future in pools.items()})
     finally:
-        started.set()
+        pools.clear()  # before anybody learns that it is done: the next pool takes their memory
+        if started:
+            started.set()
 
 
 def cut(source: Source, samples: Batch, pools: Mapping[int, Loaded]) -> dict[str, Values]:

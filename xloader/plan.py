@@ -248,6 +248,25 @@ class Plan:
         """
         return len(_visits(self, epoch).begins) - 1
 
+    def span(self, epoch: int) -> int:
+        """
+        Return how many pools a global batch is made of, at most.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch.
+
+        Returns
+        -------
+        int
+            They are in memory together.
+        """
+        within = _visits(self, epoch).begins[1:-1]
+        within = within[within % self.global_batch > 0]
+        _, counts = np.unique(within // self.global_batch, return_counts=True)
+        return 1 + int(counts.max(initial=0))
+
     def pool_ids(self, epoch: int, pool: int) -> Int64:
         """
         Return the samples of one pool that this rank serves, in order.

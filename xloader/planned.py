@@ -66,12 +66,17 @@ def facts(plan: "Plan", epoch: int, *, prefetch: int) -> dict[str, str]:
     rest = ", ".join(f"{v:,} {k}" for k, v in counted.items() if v) or "nothing left over"
     n_pools = plan.n_pools(epoch)
     pools = f"{len(plan.blocks):,} in {n_pools:,} pool{'s' * (n_pools > 1)}"
-    memory = min(plan.pool_blocks * (1 + prefetch), len(plan.blocks)) * plan.block_nbytes
-    ahead = ", what is read ahead included" if prefetch and not plan.in_memory else ""
+    span = plan.span(epoch)
+    at_once = max(1 + prefetch, span)
+    memory = min(plan.pool_blocks * at_once, len(plan.blocks)) * plan.block_nbytes
+    why = ", what is read ahead included" if prefetch and not plan.in_memory else ""
+    if span > 2 and not plan.in_memory:
+        why = f", because a batch is made of up to {span} pools"
     return {
         "blocks": f"{pools}; order: {plan.order}, seed {plan.seed}",
         "reading": _reading(plan, epoch),
-        "memory": f"up to {format_bytes(memory)}{ahead}; rank {plan.rank} of {plan.world_size}",
+        "memory": f"up to {format_bytes(memory)} of blocks{why}, in each process that reads; rank "
+        f"{plan.rank} of {plan.world_size}",
         "remainder": f"{plan.remainder}; {rest}",
     }
 

@@ -81,9 +81,9 @@ class Pools(Generic[T]):
         """
         with self._lock:
             if key not in self._pools:
+                while len(self._pools) >= self.most:
+                    self._pools.popitem(last=False)  # before another one takes memory
                 self._pools[key] = read()
-                while len(self._pools) > self.most:
-                    self._pools.popitem(last=False)
             self._pools.move_to_end(key)
             return self._pools[key]
 

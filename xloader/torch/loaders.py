@@ -230,7 +230,8 @@ def make_loader(
         As for `to_tensors`.
     num_workers : int, optional
         Worker processes; 0 reads ahead in threads of this process, which is faster unless the
-        transform takes long. Default: what `best_workers` says of one batch.
+        transform takes long. Each of them takes the whole `memory_budget`, as the order of samples
+        must not depend on their number. Default: what `best_workers` says of one batch.
     start_method : {None, "fork", "spawn", "forkserver"}, optional
         How workers start. Default: the platform's own.
     persistent_workers : bool, optional
