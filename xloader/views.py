@@ -361,7 +361,7 @@ def deal(weights: npt.NDArray[np.float64], shares: Sequence[float], seed: int) -
     Examples
     --------
     >>> deal(np.array([5.0, 4, 3, 2, 2]), [0.5, 0.5], seed=0).tolist()
-    [0, 1, 0, 1, 1]
+    [1, 0, 1, 0, 0]
     """
     n, k = len(weights), len(shares)
     if n < k:
