@@ -139,6 +139,7 @@ class Cells:
             batch_size=max(1, min(_ROWS, budget // 8 // max(1, dense_row))),
             variables=[variable] if transform is None else None,
             memory_budget=budget,
+            prefetch=0,  # what would be read ahead is the memory that counting takes
             rank=0,
             world_size=1,
         )
