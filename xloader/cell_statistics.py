@@ -1,6 +1,5 @@
 """Statistics of cells: means and deviations of each gene and totals of each cell, in one pass."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from xloader.contract import SampleRandom, Transform, apply
 from xloader.csr import CSRArray
 from xloader.errors import SchemaError
 from xloader.loader import Loader
+from xloader.packed import compiled
 from xloader.state import digest
 
 Floats = npt.NDArray[np.float64]
@@ -24,23 +24,29 @@ _ROWS = 4096
 _PROBES = 8
 
 
-@dataclass
 class Moments:
     """
-    Number, mean and sum of squared deviations of each column of the rows that were added.
+    Means and squared deviations of each column of the rows that were added.
 
     Parts are joined as Chan, Golub and LeVeque do ("Updating formulae and a pairwise algorithm for
     computing sample variances", 1979), which loses no digits where means are large.
+
+    Attributes
+    ----------
+    n : int
+        Rows.
+    mean, squares : ndarray of float64, shape (n_columns,)
+        Mean of each column, and sum of the squares of what is above or below it.
+    detected : ndarray of int64, shape (n_columns,)
+        Rows in which each column is not zero.
     """
 
-    n: int = 0
-    """Rows."""
-    mean: Floats | float = 0.0
-    """Of each column, shape (n_columns,)."""
-    squares: Floats | float = 0.0
-    """Sum of the squares of what is above or below the mean, shape (n_columns,)."""
+    def __init__(self) -> None:
+        self.n = 0
+        self.mean, self.squares = np.zeros(1), np.zeros(1)
+        self.detected = np.zeros(1, np.int64)
 
-    def add(self, x: npt.NDArray[Any] | CSRArray) -> None:
+    def add(self, x: npt.NDArray[Any] | CSRArray) -> Floats:
         """
         Add some rows.
 
@@ -49,47 +55,51 @@ class Moments:
         x : ndarray or CSRArray, shape (m, n_columns)
             Their values.
 
+        Returns
+        -------
+        ndarray of float64, shape (m,)
+            The sum of each row.
+
         Examples
         --------
         >>> moments = Moments()
-        >>> for rows in ([[1.0], [2.0]], [[6.0]]):
-        ...     moments.add(np.array(rows))
+        >>> [moments.add(np.array(rows)).tolist() for rows in ([[1.0], [2.0]], [[6.0]])]
+        [[1.0, 2.0], [6.0]]
         >>> moments.mean, moments.squares
         (array([3.]), array([14.]))
         """
-        m, (mean, squares) = x.shape[0], _moments(x)
+        parts = _of_sparse(x) if isinstance(x, CSRArray) else _of_dense(x)
+        mean, squares, detected, totals = parts
+        m = len(totals)
         n, step = self.n + m, mean - self.mean
         self.squares = self.squares + squares + step**2 * (self.n * m / n)
         self.mean = self.mean + step * (m / n)
+        self.detected = self.detected + detected
         self.n = n
+        return totals
 
 
-def _moments(x: npt.NDArray[Any] | CSRArray) -> tuple[Floats, Floats]:
-    """Return the mean of each column, and the sum of squared deviations from it."""
-    if isinstance(x, CSRArray):
-        n, columns = x.shape
-        data = x.data.astype(np.float64)
-        mean = np.bincount(x.indices, data, columns) / n
-        squares = np.bincount(x.indices, (data - mean[x.indices]) ** 2, columns)
-        return mean, squares + (n - np.bincount(x.indices, minlength=columns)) * mean**2
+def _of_dense(x: npt.NDArray[Any]) -> tuple[Floats, Floats, Int64, Floats]:
+    """Return mean, squared deviations and values that are not zero of columns, and totals of rows."""
     dense = x.astype(np.float64)
-    mean = dense.mean(axis=0)
-    return mean, ((dense - mean) ** 2).sum(axis=0)
+    mean, totals = dense.mean(axis=0), dense.sum(axis=1)
+    detected = np.asarray(np.count_nonzero(dense, axis=0))
+    dense -= mean
+    return mean, np.einsum("ij,ij->j", dense, dense), detected, totals
 
 
-def _totals(x: npt.NDArray[Any] | CSRArray) -> Floats:
-    """Return the sum of each row."""
-    if isinstance(x, CSRArray):
-        rows = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
-        return np.asarray(np.bincount(rows, x.data, x.shape[0]), np.float64)
-    return np.asarray(x.sum(axis=1, dtype=np.float64))
+def _of_sparse(x: CSRArray) -> tuple[Floats, Floats, Int64, Floats]:
+    from xloader.kernels.tally import add_up, deviate  # numba is imported when something is counted
 
-
-def _detected(x: npt.NDArray[Any] | CSRArray) -> Int64:
-    """Count the rows in which each column is not zero."""
-    if isinstance(x, CSRArray):
-        return np.bincount(x.indices[x.data != 0], minlength=x.shape[1])
-    return np.asarray(np.count_nonzero(x, axis=0))
+    n, columns = x.shape
+    data = x.data.astype(compiled(x.data.dtype), copy=False)
+    mean, squares = np.zeros((2, columns))
+    detected, filled = np.zeros((2, columns), np.int64)
+    totals = np.zeros(n)
+    add_up(data, x.indices, x.indptr, mean, detected, totals)
+    mean /= n
+    deviate(data, x.indices, mean, squares, filled)
+    return mean, squares + (n - filled) * mean**2, detected, totals
 
 
 class Cells:
@@ -124,6 +134,9 @@ class Cells:
             )
             raise SchemaError(msg)
         (self.dim,) = (str(d) for d in ds[variable].dims if d != "cell")
+        if transform is None:  # nobody sees the other labels
+            ds = ds[[variable]]
+            ds = ds.drop_vars(set(ds.coords) - {"cell", self.dim})
         view = trace.view(ds[variable].variable)
         stored = view.index[0] if view is not None and isinstance(view.array, RowArray) else None
         # blocks are read once if cells come in the order of storage
@@ -137,7 +150,6 @@ class Cells:
         self.loader = Loader(
             ds,
             batch_size=max(1, min(_ROWS, budget // 8 // max(1, dense_row))),
-            variables=[variable] if transform is None else None,
             memory_budget=budget,
             prefetch=0,  # what would be read ahead is the memory that counting takes
             rank=0,
@@ -214,8 +226,7 @@ def cell_statistics(
     """
     cells = Cells(ds, variable, transform, budget)
     n = len(cells.order)
-    moments, detected = Moments(), np.zeros(1, np.int64)
-    totals, probed = np.empty(n), []
+    moments, totals, probed = Moments(), np.empty(n), []
     batch = xr.Dataset()
     with tqdm(total=n, desc="statistics", unit="cell", delay=2, disable=not progress) as bar:
         for batch in cells.loader:
@@ -226,10 +237,7 @@ def cell_statistics(
             if transform is not None:
                 rng = SampleRandom(0, epoch=0, sample_id=ids)
                 batch = apply(transform, batch, rng=rng, dim="cell")  # noqa: PLW2901
-            x = batch[variable].transpose("cell", ...).data
-            moments.add(x)
-            detected = detected + _detected(x)
-            totals[cells.order[ids]] = _totals(x)
+            totals[cells.order[ids]] = moments.add(batch[variable].transpose("cell", ...).data)
             bar.update(len(ids))
     told = digest(transform)
     std = np.sqrt(moments.squares / (n - 1)) if n > 1 else np.full_like(moments.mean, np.nan)
@@ -237,7 +245,7 @@ def cell_statistics(
     data = {
         "mean": (dim, moments.mean),
         "std": (dim, std),
-        "n_detected": (dim, detected),
+        "n_detected": (dim, moments.detected),
         "total": ("cell", totals),
         "median_total": ((), np.median(totals)),
     }

@@ -62,3 +62,30 @@ def tally(
             values[n] = value
             n += 1
     return block.shape[0], n
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def add_up(
+    data: Array, indices: Array, indptr: Array, sums: Array, detected: Array, totals: Array
+) -> None:  # numpydoc ignore=PR01
+    """Add sparse rows up by column and by row, and count the values of columns that are not zero."""
+    for i in range(len(indptr) - 1):
+        total = 0.0
+        for k in range(indptr[i], indptr[i + 1]):
+            value, j = np.float64(data[k]), indices[k]
+            sums[j] += value
+            detected[j] += value != 0
+            total += value
+        totals[i] = total
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def deviate(
+    data: Array, indices: Array, mean: Array, squares: Array, filled: Array
+) -> None:  # numpydoc ignore=PR01
+    """Add up squared deviations of stored values from the mean of their column, and count them."""
+    for k in range(len(data)):
+        j = indices[k]
+        off = np.float64(data[k]) - mean[j]
+        squares[j] += off * off
+        filled[j] += 1
