@@ -161,6 +161,10 @@ def test_deal__uneven_shares_are_near(seed):
     npt.assert_allclose(sums / weights.sum(), [0.8, 0.1, 0.1], atol=0.02)  # half of the smallest
 
 
+def test_deal__leaves_no_part_empty():
+    assert sorted(deal(np.full(3, 5.0), [0.8, 0.1, 0.1], 0)) == [0, 1, 2]
+
+
 def test_folds__partition_chromosomes_and_depend_on_the_seed():
     ds = genome_map()
     views = xl.split(ds, folds=3, seed=1)
