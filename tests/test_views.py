@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xloader as xl
-from tests.doubles import BIN, Rows, Tiles, cells, contact_map, contacts, contacts_in, counts
+from tests.doubles import (
+    BIN,
+    Rows,
+    Tiles,
+    cells,
+    cells_in,
+    contact_map,
+    contacts,
+    contacts_in,
+    counts,
+)
 from xloader import genome
 from xloader.errors import PlanError, SchemaError
 from xloader.views import deal
@@ -266,6 +276,21 @@ def test_cells__shares_follow_from_names_alone(seed, order):
     assert part["val"].sizes["cell"] == 15
 
 
+def test_cells__views_made_again_resume_where_they_were(tmp_path):
+    def loader():
+        ds = xl.open_cells(tmp_path / "cells.h5ad")
+        return xl.Loader(xl.split(ds, SHARES, seed=3)["train"], batch_size=5, shuffle=True)
+
+    cells_in("h5ad", tmp_path)
+    first = loader()
+    batches = iter(first)
+    next(batches)
+    again = loader()
+    again.load_state_dict(first.state_dict())
+    for expected, got in zip(batches, again, strict=True):
+        npt.assert_array_equal(got.cell.values, expected.cell.values)
+
+
 def test_cells__folds_are_of_equal_size():
     views = xl.split(cells(), folds=4)
     assert sorted(v.sizes["cell"] for v in views.values()) == [15, 15, 15, 16]
@@ -313,6 +338,9 @@ def test_given_views__are_checked():
         xl.split(crossed)
     with pytest.raises(PlanError, match="leave out `parts` and `folds`"):
         xl.split(good, folds=2)
+    for odd in ({}, "map.cool", {"train": xl.Loader(good["train"], windows=xl.windows.diagonal(size=4), batch_size=1)}):  # fmt: skip
+        with pytest.raises(SchemaError, match="takes a Dataset, or Datasets by name"):
+            xl.split(odd)
 
 
 def test_leakage__other_resolutions_are_compared_in_base_pairs():

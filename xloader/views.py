@@ -78,7 +78,7 @@ class Views(dict[str, xr.Dataset]):
 
 
 def split(
-    source: xr.Dataset | Mapping[str, xr.Dataset],
+    source: Any,
     parts: Mapping[str, Any] | None = None,
     *,
     by: str | None = None,
@@ -137,8 +137,16 @@ def split(
                 "these views are made already, and are only checked; leave out `parts` and `folds`"
             )
             raise PlanError(msg)
-        check_leakage(source, by=by)
-        return Views(source)
+        given: dict[str, Any] = dict(source) if isinstance(source, Mapping) else {}
+        odd = [name for name, view in given.items() if not isinstance(view, xr.Dataset)]
+        if odd or not given:
+            msg = (
+                f"split() takes a Dataset, or Datasets by name, not {type(source).__name__} with {odd or 'nothing'}; "
+                "xl.check_leakage checks Loaders too"
+            )
+            raise SchemaError(msg)
+        check_leakage(given, by=by)
+        return Views(given)
     wanted = _wanted(parts, folds)
     kind = schema.kind(source)
     if kind == "contacts":
