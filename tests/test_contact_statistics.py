@@ -22,6 +22,8 @@ FIGURES = (
     "expected",
     "std",
     "n_pairs",
+    "expected_pooled",
+    "std_pooled",
     "mean",
     "std_overall",
     "percentile",
@@ -56,11 +58,14 @@ def naive(ds, weight=None, ignore=2, quantiles=(0.01, 0.5, 0.99), variable="coun
                 expected[k, d] = values.mean()
                 std[k, d] = values.std(ddof=1) if len(values) > 1 else np.nan
     far = upper & (distance >= ignore)
+    pooled = [x[far & (distance == d)] for d in range(max(spans))]
     row_sums = np.where(seen & (distance >= ignore), x, 0).sum(axis=1)
     return {
         "expected": expected,
         "std": std,
         "n_pairs": n_pairs,
+        "expected_pooled": [v.mean() if len(v) else np.nan for v in pooled],
+        "std_pooled": [v.std(ddof=1) if len(v) > 1 else np.nan for v in pooled],
         "mean": x[far].mean(),
         "std_overall": x[far].std(ddof=1),
         "percentile": np.quantile(x[far], quantiles),
@@ -348,11 +353,13 @@ def assert_equals_cooltools(ds, uri, weight):
     stats = xl.statistics(ds, weight=weight, progress=False)
     table = expected_cis(uri, weight)
     assert set(table["region1"]) == set(stats.chrom.values)
-    worst = 0.0
+    value, n = ("balanced.avg", "n_valid") if weight else ("count.avg", "n_total")
+    worst, sums = 0.0, table.groupby("dist")[[value.replace("avg", "sum"), n]].sum()
+    pooled = (sums.iloc[:, 0] / sums.iloc[:, 1]).where(sums.index >= 2)
+    npt.assert_allclose(stats["expected_pooled"].values, pooled, rtol=1e-6, atol=0)
     for chrom, theirs in table.groupby("region1", observed=True):
         at = {"chrom": chrom, "distance": theirs["dist"].to_numpy()}
         ours = stats.sel(at)
-        value, n = ("balanced.avg", "n_valid") if weight else ("count.avg", "n_total")
         npt.assert_allclose(ours["expected"].values, theirs[value], rtol=1e-6, atol=0)
         npt.assert_array_equal(ours["n_pairs"].values, theirs[n])
         known = theirs[value].to_numpy() > 0

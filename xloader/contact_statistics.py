@@ -336,7 +336,7 @@ def contact_statistics(
 def _chunks_at_a_time(contacts: Contacts, budget: int) -> int:
     """Divide what sums and results leave of a budget: a third for chunks, the rest to read them."""
     n, longest = int(contacts.lengths.sum()), int(contacts.lengths.max())
-    sums = 8 * (3 * n + 8 * len(contacts.ids) + 4 * len(contacts.chroms) * longest) + _COUNTING
+    sums = 8 * (3 * n + 8 * len(contacts.ids) + 8 * len(contacts.chroms) * longest) + _COUNTING
     most = (budget - sums) // (3 * contacts.chunk_nbytes)
     if most < 1:
         msg = (
@@ -366,38 +366,33 @@ def _bands(needed: Iterator[Int64], most: int) -> Iterator[Int64]:
 def _labelled(counted: _Tally, told: str) -> xr.Dataset:
     """Return the results of a count."""
     c, s = counted.contacts, counted.contacts.settings
-    distance = np.arange(c.lengths.max())
     n_pairs = c.n_pairs() - counted.missing
-    near = np.concatenate([np.arange(n) for n in c.lengths]) < s.ignore_diags
-    n = np.where(near, 0, n_pairs)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        expected = counted.sums / n
-        variance = (counted.squares - counted.sums * expected) / (n - 1)
-        std = np.where(n > 1, np.sqrt(np.maximum(variance, 0)), np.nan)
-        mean = counted.sums.sum() / n.sum()
-        spread = (counted.squares.sum() - counted.sums.sum() * mean) / (n.sum() - 1)
+    far = np.concatenate([np.arange(n) for n in c.lengths]) >= s.ignore_diags
+    tables = [_by_chrom(c, x) for x in (n_pairs * far, counted.sums, counted.squares)]
+    expected, std = _moments(*tables)
+    pooled = _moments(*(x.sum(axis=0) for x in tables))
+    n, *_ = totals = [x.sum() for x in tables]
+    mean, std_overall = _moments(*totals)
     histogram = counted.histogram
-    n_zeros = int(n.sum()) - int(histogram.counted()[1].sum())
-    histogram.add(np.zeros(1), n_zeros)
+    histogram.add(np.zeros(1), int(n) - int(histogram.counted()[1].sum()))
     masked = np.isnan(c.factors)
     both = ("chrom", "distance")
+    error = {"relative_error": histogram.error}
     data = {
-        "expected": (both, _by_chrom(c, expected, np.nan)),
-        "std": (both, _by_chrom(c, std, np.nan)),
-        "n_pairs": (both, _by_chrom(c, n_pairs, 0)),
+        "expected": (both, expected),
+        "std": (both, std),
+        "n_pairs": (both, _by_chrom(c, n_pairs)),
+        "expected_pooled": ("distance", pooled[0]),
+        "std_pooled": ("distance", pooled[1]),
         "mean": ((), mean),
-        "std_overall": ((), np.sqrt(max(spread, 0.0)) if n.sum() > 1 else np.nan),
-        "percentile": (
-            "quantile",
-            histogram.quantiles(s.quantiles),
-            {"relative_error": histogram.error},
-        ),
+        "std_overall": ((), std_overall),
+        "percentile": ("quantile", histogram.quantiles(s.quantiles), error),
         "coverage": ("bin1", np.where(masked, np.nan, counted.coverage)),
         "n_masked": ("chrom", np.bincount(c.codes[masked], minlength=len(c.chroms))),
     }
     coords = {
         "chrom": c.chroms.astype(object),
-        "distance": ("distance", distance, {"units": "bins"}),
+        "distance": ("distance", np.arange(c.lengths.max()), {"units": "bins"}),
         "quantile": list(s.quantiles),
         "bin1": c.ids,
         "chrom1": ("bin1", c.bins["chrom"].to_numpy(object)),
@@ -416,11 +411,18 @@ def _labelled(counted: _Tally, told: str) -> xr.Dataset:
     return xr.Dataset(data, coords, {**attrs, "fingerprint": told})
 
 
-def _by_chrom(contacts: Contacts, flat: npt.NDArray[Any], missing: float) -> npt.NDArray[Any]:
+def _moments(n: Any, sums: Any, squares: Any) -> tuple[Any, Any]:
+    """Return means and deviations of samples; NaN where there are too few values."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(n > 0, sums / n, np.nan)
+        variance = np.where(n > 1, (squares - sums * mean) / (n - 1), np.nan)
+    return mean, np.sqrt(np.maximum(variance, 0))  # rounding may leave less than nothing
+
+
+def _by_chrom(contacts: Contacts, flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return what lies chromosome after chromosome as rows, shape (n_chroms, longest)."""
-    out = np.full((len(contacts.chroms), int(contacts.lengths.max())), missing, flat.dtype)
-    for row, begin, length in zip(
-        out, contacts.begins.tolist(), contacts.lengths.tolist(), strict=True
-    ):
+    out = np.zeros((len(contacts.chroms), int(contacts.lengths.max())), flat.dtype)
+    begins, lengths = contacts.begins.tolist(), contacts.lengths.tolist()
+    for row, begin, length in zip(out, begins, lengths, strict=True):
         row[:length] = flat[begin : begin + length]
     return out

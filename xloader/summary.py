@@ -65,8 +65,9 @@ def statistics(
         Plain and small, for `to_zarr` or `to_netcdf`, with a `fingerprint` for `check_statistics`.
 
         Contacts: `expected` and `std (chrom, distance)`, mean and deviation at each distance in bins,
-        float64, NaN where there is no pair; `n_pairs (chrom, distance)`, also nearer ones; `mean`
-        and `std_overall`; `percentile (quantile)`, exact for whole counts and else within 0.05 % of
+        float64, NaN where there is no pair; `n_pairs (chrom, distance)`, also nearer ones;
+        `expected_pooled` and `std_pooled (distance)`, of the pairs of all chromosomes, for those that
+        are not in the view; `mean` and `std_overall`; `percentile (quantile)`, exact for whole counts and else within 0.05 % of
         the value; `coverage (bin1)`, the sum over the pairs of each bin, NaN for masked ones;
         `n_masked (chrom)`.
 
