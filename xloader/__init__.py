@@ -7,13 +7,18 @@ if TYPE_CHECKING:
     from xloader import errors, orders, simulate, testing, transforms, windows
     from xloader import torch as torch
     from xloader.conversion import convert
+    from xloader.leakage import check_leakage
     from xloader.loader import Loader
     from xloader.open import open_cells, open_contacts, resolutions
+    from xloader.summary import check_statistics, statistics
+    from xloader.views import split
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Loader",
+    "check_leakage",
+    "check_statistics",
     "convert",
     "errors",
     "open_cells",
@@ -21,6 +26,8 @@ __all__ = [
     "orders",
     "resolutions",
     "simulate",
+    "split",
+    "statistics",
     "testing",
     "transforms",
     "windows",
@@ -28,10 +35,14 @@ __all__ = [
 
 _FROM = {
     "Loader": "loader",
+    "check_leakage": "leakage",
+    "check_statistics": "summary",
     "convert": "conversion",
     "open_cells": "open",
     "open_contacts": "open",
     "resolutions": "open",
+    "split": "views",
+    "statistics": "summary",
 }
 """Modules of the names that are not modules themselves."""
 

@@ -1,0 +1,182 @@
+"""Statistics to normalise with, made of the data that a model learns from, and of nothing else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xloader import schema
+from xloader.cell_statistics import Cells, cell_statistics
+from xloader.contact_statistics import Contacts, Settings, contact_statistics, fingerprint
+from xloader.contract import Transform
+from xloader.described import Described
+from xloader.errors import PlanError, SchemaError, StateError
+from xloader.memory import nbytes_of
+
+_QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+_CHECK_BUDGET = 2**30
+
+
+def statistics(
+    source: Any,
+    *,
+    variable: str | None = None,
+    weight: str | None = None,
+    ignore_diags: int | None = None,
+    quantiles: Sequence[float] | None = None,
+    transform: Transform | None = None,
+    memory_budget: int | str = "1GB",
+    progress: bool = True,
+) -> xr.Dataset:
+    """
+    Return the statistics that data are normalised with; give it the training view alone.
+
+    Every stored chunk is read once, block by block. Deviations are those of samples (``n - 1``).
+
+    Contacts: what counts are pairs of bins of one chromosome, ``bin1 <= bin2``, both in the view,
+    neither masked, at least `ignore_diags` bins apart; zeros count. As in cooltools' `expected_cis`,
+    counts that are not balanced have no masked bins. Cells: what counts are all values.
+
+    Parameters
+    ----------
+    source : xarray.Dataset or Loader
+        What to read: of a Loader its Dataset, whichever windows it draws, before its transform.
+    variable : str, optional
+        Which values. Default: ``"count"`` of contacts, ``"X"`` of cells.
+    weight : str, optional
+        For contacts, the balancing vector; as in `xloader.transforms.balance`, divisive ones divide.
+        Default: counts as they are.
+    ignore_diags : int, optional
+        For contacts, how many bins pairs are apart at least; nearer ones have no expected value.
+        Default: 2, as in cooltools.
+    quantiles : sequence of float, optional
+        For contacts, between 0 and 1. Default: 0.001, 0.01, 0.05, 0.25, and so on to 0.999.
+    transform : callable, optional
+        For cells, what is done to them before they are counted, such as ``loader.transform``.
+    memory_budget : int or str, optional
+        Bytes that reading and counting may take.
+    progress : bool, optional
+        Whether to show a progress bar if it takes more than 2 s.
+
+    Returns
+    -------
+    xarray.Dataset
+        Plain and small, for `to_zarr` or `to_netcdf`, with a `fingerprint` for `check_statistics`.
+
+        Contacts: `expected` and `std (chrom, distance)`, mean and deviation at each distance in bins,
+        float64, NaN where there is no pair; `n_pairs (chrom, distance)`, also nearer ones;
+        `expected_pooled` and `std_pooled (distance)`, of the pairs of all chromosomes, for those that
+        are not in the view; `mean` and `std_overall`; `percentile (quantile)`, exact for whole counts and else within 0.05 % of
+        the value; `coverage (bin1)`, the sum over the pairs of each bin, NaN for masked ones;
+        `n_masked (chrom)`.
+
+        Cells: `mean (gene)`, `std (gene)`, `n_detected (gene)`, cells with a value other than zero;
+        `total (cell)`; `median_total`, what `normalize_total` scales to by default in scanpy.
+
+    Raises
+    ------
+    PlanError
+        If an option does not apply, or the budget is too small.
+    SchemaError
+        If there is no such variable or balancing vector, or a map is not square.
+
+    Examples
+    --------
+    >>> ds = xr.Dataset({"X": (("cell", "gene"), [[0, 2], [4, 2]])}, {"cell": ["a", "b"]})
+    >>> statistics(ds)["mean"].values
+    array([2., 2.])
+    """
+    ds = _dataset(source)
+    budget = nbytes_of(memory_budget)
+    kind = schema.kind(ds)
+    others: dict[str, Any] = {
+        "weight": weight,
+        "ignore_diags": ignore_diags,
+        "quantiles": quantiles,
+    }
+    if kind == "contacts":
+        others = {"transform": transform}
+    odd = [name for name, given in others.items() if given is not None]
+    if odd:
+        msg = f"{odd} do not apply to statistics of {kind}; leave them out"
+        raise PlanError(msg)
+    if kind == "cells":
+        return cell_statistics(ds, variable or "X", transform, budget=budget, progress=progress)
+    near: Any = 2 if ignore_diags is None else ignore_diags
+    asked = tuple(float(q) for q in (_QUANTILES if quantiles is None else quantiles))
+    if not isinstance(near, int | np.integer) or near < 0 or not all(0 <= q <= 1 for q in asked):
+        msg = (
+            f"ignore_diags={near!r}, quantiles={list(asked)}: the first is a number of bins from 0 on, the "
+            "others lie between 0 and 1; mend them"
+        )
+        raise PlanError(msg)
+    settings = Settings(variable or "count", weight or "", int(near), asked)
+    return contact_statistics(ds, settings, budget=budget, progress=progress)
+
+
+def _dataset(source: Any) -> xr.Dataset:
+    ds = source.ds if isinstance(source, Described) else source
+    if not isinstance(ds, xr.Dataset) or schema.kind(ds) == "arrays":
+        what = dict(ds.sizes) if isinstance(ds, xr.Dataset) else type(ds).__name__
+        msg = f"statistics are made of contact maps (bin1, bin2) and cells (cell), not of {what}"
+        raise SchemaError(msg)
+    return ds
+
+
+def check_statistics(stats: xr.Dataset, source: Any) -> None:
+    """
+    Refuse statistics that were made of other data than these; see also `check_leakage`.
+
+    Parameters
+    ----------
+    stats : xarray.Dataset
+        What `statistics` returned, also after a round trip through a file.
+    source : xarray.Dataset or Loader
+        The training view; up to 64 pairs of bins or 8 cells are read.
+
+    Raises
+    ------
+    StateError
+        If they differ in bins or cells, balancing vector or values; says in which.
+    SchemaError
+        If these are no statistics.
+
+    Examples
+    --------
+    >>> ds = xr.Dataset({"X": (("cell", "gene"), [[0, 2], [4, 2]])}, {"cell": ["a", "b"]})
+    >>> check_statistics(statistics(ds), ds)
+    """
+    if not {"kind", "variable", "fingerprint"} <= set(stats.attrs):
+        msg = f"a Dataset of {dict(stats.sizes)} is no statistics; pass what xl.statistics returned"
+        raise SchemaError(msg)
+    ds = _dataset(source)
+    kind, variable = schema.kind(ds), str(stats.attrs["variable"])
+    if kind != stats.attrs["kind"] or variable not in ds:
+        msg = (
+            f"the statistics are of {variable!r} of {stats.attrs['kind']}, and these are {kind} with "
+            f"{list(map(str, ds.data_vars))}; make them anew with xl.statistics"
+        )
+        raise StateError(msg)
+    if kind == "contacts":
+        quantiles = tuple(stats["quantile"].to_numpy().tolist())
+        near = int(stats.attrs["ignore_diags"])
+        settings = Settings(variable, str(stats.attrs["weight"]), near, quantiles)
+        contacts = Contacts(ds, settings)
+        labels, here = "bin1", contacts.ids
+        told = fingerprint(contacts)
+    else:
+        cells = Cells(ds, variable, None, _CHECK_BUDGET)
+        labels, here = "cell", ds["cell"].to_numpy()
+        told = cells.fingerprint(None, str(stats.attrs["transform"]))
+    if told == stats.attrs["fingerprint"]:
+        return
+    there = stats[labels].to_numpy()
+    what = "values, labels or balancing vector"
+    if not np.array_equal(there, here):
+        what = f"selection: {len(there):,} {labels.removesuffix('1')}s then and {len(here):,} now, or others"
+    msg = (
+        f"the statistics were made of other data, which differ in their {what}; make them anew of this training "
+        "view with xl.statistics, or open the data that they were made of"
+    )
+    raise StateError(msg)

@@ -1,0 +1,403 @@
+"""Parts of a Dataset to train, validate and test on: each a lazy view, none shares anything with another."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+from typing_extensions import override
+
+from xloader import genome, schema
+from xloader.errors import PlanError, SchemaError
+from xloader.keyed import key_of, mixed
+from xloader.leakage import check_leakage
+from xloader.planned import as_table, as_text
+
+Int64 = npt.NDArray[np.int64]
+Place = Callable[[Sequence[float]], Int64]
+"""Deals units out to parts of the given shares; returns the part of each unit."""
+
+_REST = "rest"
+_STEPS = 2**14
+_TRIES = 64
+
+
+class Views(dict[str, xr.Dataset]):
+    """
+    Lazy views of a Dataset by name, which shows how large they are.
+
+    Parameters
+    ----------
+    views : mapping of str to xarray.Dataset
+        What they are called.
+    n_left_out : int, optional
+        Bins or cells that belong to no view; None where that is not known, because views were made
+        by hand.
+    """
+
+    def __init__(self, views: Mapping[str, xr.Dataset], n_left_out: int | None = None) -> None:
+        super().__init__(views)
+        self.n_left_out = n_left_out
+
+    @property
+    def dim(self) -> str:
+        """
+        Return the dimension that the views divide.
+
+        Returns
+        -------
+        str
+            ``"bin1"`` for contacts.
+        """
+        first = next(iter(self.values()))
+        return "bin1" if schema.kind(first) == "contacts" else "cell"
+
+    def _facts(self) -> dict[str, str]:
+        what = self.dim.removesuffix("1")
+        sizes = {name: view.sizes[self.dim] for name, view in self.items()}
+        total = max(1, sum(sizes.values()) + (self.n_left_out or 0))
+        facts = {}
+        for name, n in sizes.items():
+            facts[name] = f"{n:,} {what}s ({n / total:.1%})"
+            if self.dim == "bin1":
+                chroms = [str(c) for c in pd.unique(self[name]["chrom1"].values)]
+                more = ", ..." if len(chroms) > 6 else ""
+                facts[name] += f" of {', '.join(chroms[:6])}{more}"
+        if self.n_left_out:
+            facts["no view"] = f"{self.n_left_out:,} {what}s ({self.n_left_out / total:.1%})"
+        return facts
+
+    @override
+    def __repr__(self) -> str:
+        return as_text("xloader.Views", f"{len(self)} views", self._facts())
+
+    def _repr_html_(self) -> str:
+        return as_table("xloader.Views", f"{len(self)} views", self._facts())
+
+
+def split(
+    source: Any,
+    parts: Mapping[str, Any] | None = None,
+    *,
+    by: str | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+) -> Views:
+    """
+    Cut a Dataset into views to train, validate and test on, none of which shares anything.
+
+    Views of a contact map have the same bins on both axes, so that no window of one holds a bin of
+    another. What is drawn by share or by fold follows from `seed` and from names alone: not from
+    the order of cells, nor from the process.
+
+    Parameters
+    ----------
+    source : xarray.Dataset or mapping of str to xarray.Dataset
+        A contact map, cells, or views made by hand, which are checked (see `check_leakage`) and
+        returned.
+    parts : mapping of str to object, optional
+        What each view holds: all of it as names, as shares or as folds.
+
+        Names: for contacts chromosomes and regions as text (``"chr2:1,000,000-2,000,000"``), or a
+        table with `chrom`, `start`, `end`; for cells the values of `by`. Shares: numbers of which
+        the sum is at most 1; whole chromosomes or groups are dealt out, by length or number of
+        cells. Folds: numbers from 0, one or a list. One view may be ``"rest"``. Default, for folds:
+        a view for each.
+    by : str, optional
+        For cells, the coordinate whose groups, such as donors, stay whole. Default: cells one by one.
+    folds : int, optional
+        Into how many parts of equal share to deal out.
+    seed : int, optional
+        Of what is dealt out.
+
+    Returns
+    -------
+    Views
+        A dict of lazy Datasets; it shows what they hold, and how much belongs to none of them.
+
+    Raises
+    ------
+    PlanError
+        If views overlap, one is empty, or shares and folds do not fit.
+    SchemaError
+        If there is no such chromosome, region, coordinate or group.
+
+    Examples
+    --------
+    >>> ds = xr.Dataset(coords={"cell": list("abcdef"), "donor": ("cell", list("xxyyzz"))})
+    >>> views = split(ds, {"train": "rest", "val": "y"}, by="donor")
+    >>> views["train"].cell.values.tolist()
+    ['a', 'b', 'e', 'f']
+    """
+    if not isinstance(source, xr.Dataset):
+        if parts is not None or folds is not None:
+            msg = (
+                "these views are made already, and are only checked; leave out `parts` and `folds`"
+            )
+            raise PlanError(msg)
+        given: dict[str, Any] = dict(source) if isinstance(source, Mapping) else {}
+        odd = [name for name, view in given.items() if not isinstance(view, xr.Dataset)]
+        if odd or not given:
+            msg = (
+                f"split() takes a Dataset, or Datasets by name, not {type(source).__name__} with {odd or 'nothing'}; "
+                "xl.check_leakage checks Loaders too"
+            )
+            raise SchemaError(msg)
+        check_leakage(given, by=by)
+        return Views(given)
+    wanted = _wanted(parts, folds)
+    kind = schema.kind(source)
+    if kind == "contacts":
+        if by is not None:
+            msg = f"by={by!r} is about cells; contact maps are split by chromosome or region: leave it out"
+            raise PlanError(msg)
+        sides = _contact_parts(source, wanted, folds, seed)
+    elif kind == "cells":
+        sides = {"cell": _cell_parts(source, wanted, by, folds, seed)}
+    else:
+        msg = f"split() knows contact maps (bin1, bin2) and cells (cell), not {dict(source.sizes)}"
+        raise SchemaError(msg)
+    views = {}
+    for k, name in enumerate(wanted):
+        places = {dim: np.flatnonzero(part == k) for dim, part in sides.items()}
+        empty = [dim for dim, p in places.items() if len(p) == 0]
+        if empty:
+            msg = f"the view {name!r} is empty along {empty[0]!r}; give it more, or leave it out"
+            raise PlanError(msg)
+        views[name] = source.isel(places)
+    return Views(views, int((next(iter(sides.values())) < 0).sum()))
+
+
+def _wanted(parts: Mapping[str, Any] | None, folds: int | None) -> dict[str, Any]:
+    """Return what each view holds, checked as far as that needs no data."""
+    if parts is None:
+        if folds is None:
+            msg = "say what the views hold: `parts`, such as {'train': 'rest', 'val': ['chr2']}, or `folds`"
+            raise PlanError(msg)
+        parts = {f"fold{k}": k for k in range(folds)}
+    wanted = dict(parts)
+    rest = [name for name, spec in wanted.items() if _is_rest(spec)]
+    if len(rest) > 1 or not wanted:
+        msg = f"{rest or 'no view'}: one view at most is 'rest', and there is at least one; name what each holds"
+        raise PlanError(msg)
+    if folds is not None:
+        _check_folds(wanted, folds)
+    elif _are_shares(wanted):
+        shares = [spec for spec in wanted.values() if not _is_rest(spec)]
+        if (
+            not all(isinstance(s, float | int) and 0 < s <= 1 for s in shares)
+            or sum(shares) > 1 + 1e-9
+        ):
+            msg = f"parts={wanted}: shares are numbers above 0 whose sum is at most 1; mend them"
+            raise PlanError(msg)
+    return wanted
+
+
+def _is_rest(spec: Any) -> bool:
+    return isinstance(spec, str) and spec == _REST
+
+
+def _are_shares(wanted: Mapping[str, Any]) -> bool:
+    return any(isinstance(spec, float) for spec in wanted.values())
+
+
+def _check_folds(wanted: Mapping[str, Any], folds: int) -> None:
+    given = [
+        k for spec in wanted.values() if not _is_rest(spec) for k in np.atleast_1d(spec).tolist()
+    ]
+    unknown = [k for k in given if not isinstance(k, int) or not 0 <= k < folds]
+    if folds < 2 or unknown or len(set(given)) < len(given):
+        msg = (
+            f"parts={dict(wanted)} with folds={folds}: there are at least 2 folds, views hold numbers from 0 "
+            "to folds - 1 or 'rest', and each fold is in one view"
+        )
+        raise PlanError(msg)
+
+
+def _contact_parts(
+    ds: xr.Dataset, wanted: Mapping[str, Any], folds: int | None, seed: int
+) -> dict[str, Int64]:
+    """Return the view of each bin along both dimensions, -1 for none."""
+    both = [f"{c}{side}" for side in "12" for c in genome.COLUMNS]
+    schema.require(ds, both, "splitting a contact map")
+    tables = {f"bin{side}": genome.bins_of(ds, side) for side in "12"}
+    everything = pd.concat(tables.values(), ignore_index=True)
+    if folds is None and not _are_shares(wanted):
+        ends = genome.ends_of(everything)
+        regions = {
+            name: genome.as_table(spec, ends) for name, spec in wanted.items() if not _is_rest(spec)
+        }
+        return {dim: _regions_of(bins, wanted, regions) for dim, bins in tables.items()}
+    chroms = pd.unique(everything["chrom"])
+    bins = tables["bin1"]
+    length = (bins["end"] - bins["start"]).groupby(bins["chrom"]).sum()
+    weights = length.reindex(chroms, fill_value=0).to_numpy(np.float64)
+    part = _dealt(wanted, folds, lambda shares: deal(weights, shares, seed))
+    index = pd.Index(chroms)
+    return {dim: part[index.get_indexer(b["chrom"])] for dim, b in tables.items()}
+
+
+def _regions_of(
+    bins: pd.DataFrame, wanted: Mapping[str, Any], regions: Mapping[str, pd.DataFrame]
+) -> Int64:
+    """Return the view of each bin; refuse those that several views touch."""
+    part = np.full(len(bins), -1)
+    names = list(wanted)
+    for name, table in regions.items():
+        mine = genome.touched(table, bins)
+        taken = np.flatnonzero(mine & (part >= 0))
+        if len(taken):
+            both = genome.merged(bins.iloc[taken])
+            n_bp = int((both["end"] - both["start"]).sum())
+            msg = (
+                f"the views {names[part[taken[0]]]!r} and {name!r} overlap in {len(taken):,} bins ({n_bp:,} bp), "
+                f"the first of them in {genome.as_text(*both.iloc[0])}: what one is trained on would be in "
+                "the other; give each bin to one view, with bounds that are multiples of the bin size"
+            )
+            raise PlanError(msg)
+        part[mine] = names.index(name)
+    for name, spec in wanted.items():
+        if _is_rest(spec):
+            part[part < 0] = names.index(name)
+    return part
+
+
+def _cell_parts(
+    ds: xr.Dataset, wanted: Mapping[str, Any], by: str | None, folds: int | None, seed: int
+) -> Int64:
+    """Return the view of each cell, -1 for none."""
+    shared_out = folds is not None or _are_shares(wanted)
+    if by is None:
+        if not shared_out:
+            msg = (
+                f"parts={dict(wanted)} names groups of cells, but not of which coordinate; say by='donor' or "
+                f"another of {_labels(ds)}, or give shares such as 0.8"
+            )
+            raise PlanError(msg)
+        schema.require(ds, ["cell"], "splitting cells")
+        return _dealt(wanted, folds, lambda shares: _cut(ds["cell"].values, shares, seed))
+    if by not in ds.coords or ds[by].dims != ("cell",):
+        msg = f"by={by!r} is no coordinate of cells; there are {_labels(ds)}"
+        raise SchemaError(msg)
+    codes, groups = pd.factorize(np.asarray(ds[by]), sort=True)
+    if shared_out:
+        weights = np.bincount(codes[codes >= 0], minlength=len(groups)).astype(np.float64)
+        part = _dealt(wanted, folds, lambda shares: deal(weights, shares, seed))
+    else:
+        part = _named(wanted, pd.Index(groups), by)
+    whose: Int64 = np.append(part, -1)[codes]  # cells without a group are in no view
+    return whose
+
+
+def _labels(ds: xr.Dataset) -> list[str]:
+    return sorted(str(c) for c in ds.coords if ds[c].dims == ("cell",))
+
+
+def _named(wanted: Mapping[str, Any], groups: "pd.Index[Any]", by: str) -> Int64:
+    """Return the view of each group that views name."""
+    part = np.full(len(groups), -1)
+    names = list(wanted)
+    for k, spec in enumerate(wanted.values()):
+        if _is_rest(spec):
+            continue
+        values = np.atleast_1d(np.asarray(spec, object)).tolist()
+        at = groups.get_indexer(values)
+        unknown = [v for v, place in zip(values, at, strict=True) if place < 0]
+        if unknown:
+            msg = f"{unknown[:5]} are not among the {len(groups)} values of {by!r}: {groups[:10].tolist()}"
+            raise SchemaError(msg)
+        taken = part[at] >= 0
+        if taken.any():
+            both = [v for v, t in zip(values, taken.tolist(), strict=True) if t]
+            msg = (
+                f"the views {names[part[at][taken][0]]!r} and {names[k]!r} overlap: both hold {by} {both[:5]}; "
+                "name each group in one view"
+            )
+            raise PlanError(msg)
+        part[at] = k
+    rest = [k for k, spec in enumerate(wanted.values()) if _is_rest(spec)]
+    part[part < 0] = rest[0] if rest else -1
+    return part
+
+
+def _dealt(wanted: Mapping[str, Any], folds: int | None, place: Place) -> Int64:
+    """Return the view of each unit that is dealt out by shares or into folds."""
+    specs = list(wanted.values())
+    rest = next((k for k, spec in enumerate(specs) if _is_rest(spec)), -1)
+    if folds is not None:
+        views = np.full(folds, rest)
+        for k, spec in enumerate(specs):
+            if k != rest:
+                views[np.atleast_1d(spec)] = k
+        return np.asarray(views[place([1 / folds] * folds)])
+    shares = [0.0 if k == rest else float(spec) for k, spec in enumerate(specs)]
+    left = 1 - sum(shares)
+    # what is left is a part of its own, or of a share that it may be too small to be
+    views = np.append(np.arange(len(specs)), rest)
+    keep = [k for k, share in enumerate([*shares, left]) if share > 1e-9]
+    return np.asarray(views[np.array(keep)[place([[*shares, left][k] for k in keep])]])
+
+
+def deal(weights: npt.NDArray[np.float64], shares: Sequence[float], seed: int) -> Int64:
+    """
+    Deal units of different weights out to parts.
+
+    Of up to 64 random orders the best is taken; in each, every unit goes where it leaves the part
+    least full (Graham's list scheduling; for equal shares, parts differ by one unit at most).
+
+    Parameters
+    ----------
+    weights : ndarray of float64, shape (n,)
+        Such as lengths of chromosomes.
+    shares : sequence of float
+        What each part is to get; the sum is 1.
+    seed : int
+        Which random orders.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        The part of each unit.
+
+    Raises
+    ------
+    PlanError
+        If there are fewer units than parts.
+
+    Examples
+    --------
+    >>> deal(np.array([5.0, 4, 3, 2, 2]), [0.5, 0.5], seed=0).tolist()
+    [1, 0, 1, 0, 0]
+    """
+    n, k = len(weights), len(shares)
+    if n < k:
+        msg = f"{n} chromosomes or groups cannot be dealt out to {k} parts; ask for at most {n}"
+        raise PlanError(msg)
+    sizes, targets = weights.tolist(), (np.asarray(shares) * weights.sum()).tolist()
+    best, worst = np.zeros(n, np.int64), np.inf
+    for attempt in range(max(1, min(_TRIES, _STEPS // n))):
+        part, load, empty = np.zeros(n, np.int64), [0.0] * k, set(range(k))
+        for done, unit in enumerate(
+            np.argsort(mixed(np.arange(n), key_of(seed, attempt))).tolist()
+        ):
+            # no part stays empty
+            free = sorted(empty) if n - done == len(empty) else range(k)
+            full = [(load[p] + sizes[unit]) / targets[p] for p in free]
+            part[unit] = at = free[full.index(min(full))]
+            load[at] += sizes[unit]
+            empty.discard(at)
+        off = max(abs(x - target) for x, target in zip(load, targets, strict=True))
+        if off < worst:
+            best, worst = part, off
+    return best
+
+
+def _cut(names: npt.NDArray[Any], shares: Sequence[float], seed: int) -> Int64:
+    """Deal cells out one by one: in the order of random numbers that their names decide."""
+    hashed = pd.util.hash_array(np.asarray(names)).astype(np.int64)
+    rank = np.empty(len(names), np.int64)
+    rank[np.argsort(mixed(hashed, key_of(seed)), kind="stable")] = np.arange(len(names))
+    bounds = np.rint(np.cumsum(shares) * len(names))
+    return np.minimum(np.searchsorted(bounds, rank, "right"), len(shares) - 1)
