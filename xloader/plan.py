@@ -371,16 +371,14 @@ class Plan:
         parts = zip(pools[np.append(0, cuts)].tolist(), np.split(places, cuts), strict=True)
         return np.concatenate([visits.ids(p, at, self.global_batch) for p, at in parts])
 
-    def randomness(self, labels: npt.ArrayLike, *, epoch: int = 0, own: bool = False) -> Randomness:
+    def randomness(self, labels: npt.ArrayLike, *, own: bool = False) -> Randomness:
         """
-        Say how random batches are, before anything is read.
+        Say how random batches are on average over epochs, before anything is read.
 
         Parameters
         ----------
         labels : array-like, shape (n_samples,)
             Label of each sample.
-        epoch : int, optional
-            Number of the epoch.
         own : bool, optional
             Whether the batches of this rank are meant, not those of all ranks together.
 
@@ -394,7 +392,7 @@ class Plan:
         PlanError
             If there is not one label per sample.
         """
-        return predict(self, labels, epoch=epoch, own=own)
+        return predict(self, labels, own=own)
 
     def _places(self, step: int) -> Int64:
         """Return which places of the epoch's sequence this rank gets; those beyond its end pad."""
