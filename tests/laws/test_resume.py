@@ -25,13 +25,13 @@ def make(kind, order, *, small=True, **options):
         ds = cells(Rows(counts(), 5))
         options = {"labels": ["cell_type"], "transform": noise, **options}
     else:
-        ds = contacts().chunk({"bin1": 24, "bin2": 40})
-        options = {"windows": xl.windows.diagonal(size=12, stride=2), **options}
+        ds = contacts(chroms=(300, 200))
+        options = {"windows": xl.windows.diagonal(size=12, stride=8), **options}
     if order in ("weighted", "grouped"):
         by = {"cells": "cell_type", "contacts": "chrom1"}[kind]
-        n = {"cells": 61, "contacts": 41}[kind]
+        n = len(xl.Loader(ds, **{**options, "batch_size": 1}).plan.windows)
         order = xl.orders.grouped(by) if order == "grouped" else xl.orders.weighted(np.arange(n))
-    budget = {"cells": 4_000, "contacts": 120_000}[kind] if small else "1GB"
+    budget = {"cells": 4_000, "contacts": 170_000}[kind] if small else "1GB"
     return xl.Loader(ds, **{"batch_size": 12, "order": order, "memory_budget": budget, **options})
 
 
