@@ -420,7 +420,15 @@ class Plan:
 
 @lru_cache(maxsize=4)  # what an epoch in memory lists is as long as the data
 def _visits(plan: Plan, epoch: int) -> Visits:
-    return plan.order.visits(plan, epoch)
+    visits = plan.order.visits(plan, epoch)
+    first, last = visits.begins[[0, -1]].tolist()
+    if (first, last) != (0, plan.n_samples):
+        msg = (
+            f"order {str(plan.order)!r} gives epoch {epoch} places {first} to {last} and says that an "
+            f"epoch has {plan.n_samples} samples; begin at 0 and serve as many as `n_samples` says"
+        )
+        raise PlanError(msg)
+    return visits
 
 
 def _pool(plan: Plan, epoch: int, pool: int) -> tuple[Int64, Int64]:
