@@ -40,7 +40,7 @@ class Wrong(Shuffled):
         if self.change == "foreign":
             ids[30] = 61
         if self.change == "epochs":
-            ids = np.roll(ids, epoch)
+            ids = np.roll(ids, epoch + 7 * plan.seed)
         return Listed(np.array([0, len(ids)]), ids.__getitem__)
 
 

@@ -70,6 +70,17 @@ def test_laws__of_plans_and_states(kind, order):
     xl.testing.assert_state_is_small(loader)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_order__is_the_same_whatever_is_read_ahead(kind, order):
+    ahead, alone = (make(kind, order, prefetch=prefetch) for prefetch in (1, 0))
+    for epoch, step in itertools.product(range(2), range(len(alone))):
+        ids = [made.plan.batch(epoch, step).ids.tolist() for made in (ahead, alone)]
+        assert ids[0] == ids[1], (epoch, step)
+    alone.load_state_dict(ahead.state_at(1, 2))
+    assert alone.position == (1, 2)
+
+
 def strangers():
     """Return loaders that are not `make("cells", "shuffled")`, by what differs."""
     base = {"memory_budget": 4_000, "batch_size": 12, "labels": ["cell_type"], "transform": noise}
