@@ -232,6 +232,30 @@ def test_processes__of_any_kind_continue_what_others_began(folder, world):
     serve_in_groups(folder, world, [dict(case) for case in sample() if case["world"] == world])
 
 
+@pytest.mark.parametrize(("workers", "persistent"), [(0, None), (2, True), (2, False)])
+def test_workers__that_live_on_follow_epochs_states_and_early_ends(workers, persistent):
+    options = {"batch_size": 12, "memory_budget": 4_000, "layout": "dense"}
+    loader = xl.Loader(cells(Rows(counts(), 5)), shuffle=True, variables=["X"], **options)
+    method = "fork" if workers else None
+    made = xt.make_loader(
+        loader, num_workers=workers, start_method=method, persistent_workers=persistent
+    )
+    epochs = [[b.ids.tolist() for b in epoch_of(loader.plan, e)] for e in range(7)]
+
+    def take(most=None):
+        return [batch["sample_id"].tolist() for batch in itertools.islice(made, most)]
+
+    assert take(2) == epochs[0][:2]
+    assert [take(), take()] == epochs[1:3]
+    made.set_epoch(5)
+    assert [take(), take()] == epochs[5:]
+    for _ in range(2):
+        made.load_state_dict(loader.state_at(2, 3))
+        assert take(1) == epochs[2][3:4]
+        made.load_state_dict(made.state_dict())
+        assert [take(), take()] == [epochs[2][4:], epochs[3]]
+
+
 def topologies():
     """Return all of them with at most 16 processes that import anew, other choices in turn."""
     taken = {name: itertools.cycle(FACTORS[name]) for name in list(FACTORS)[4:]}
