@@ -1,5 +1,6 @@
 """The laws of `xl.testing` are kept by what keeps them, and name epoch, step and samples where it does not."""
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,7 +40,7 @@ class Wrong(Shuffled):
         if self.change == "foreign":
             ids[30] = 61
         if self.change == "epochs":
-            ids = np.roll(ids, epoch)
+            ids = np.roll(ids, epoch + 7 * plan.seed)
         return Listed(np.array([0, len(ids)]), ids.__getitem__)
 
 
@@ -230,3 +231,161 @@ class WrongMany(Wrong):
         ids = np.arange(len(plan.windows))
         ids[30] = len(ids)
         return Listed(np.array([0, len(ids)]), ids.__getitem__)
+
+
+@dataclass(frozen=True)
+class Own(Shuffled):
+    """An order as a user writes it: sample numbers from a plan and an epoch."""
+
+    ids: object = None
+
+    @override
+    def visits(self, plan, epoch):
+        ids = np.asarray(self.ids(plan, epoch))
+        return Listed(np.array([0, len(ids)]), ids.__getitem__)
+
+
+def drawn(*words):
+    return np.random.default_rng(words).permutation(61)
+
+
+CALLS = itertools.count()
+ORDERS = {
+    "epoch ignored": (lambda p, _: drawn(p.seed), "epochs 0 and 1, all 6 steps: the same .* follow"),
+    "seed ignored": (lambda _, e: drawn(e), "epoch 0 of seeds 0 and 1, all 6 steps: the same .* follow"),
+    "other each time": (lambda *_: drawn(next(CALLS)), r"epoch 0, step 0, .* samples \[.* instead of \["),
+    "rank": (lambda p, e: drawn(e, p.rank), r"epoch 0, step 1, .* \[2, .*\] times .* instead of \[1, "),
+    "world": (
+        lambda p, e: drawn(e, p.world_size),
+        r"epoch 0, step 0, 2 ranks and one process: samples \[.* instead of \[",
+    ),
+    "batch size": (
+        lambda p, e: drawn(e, p.batch_size),
+        r"epoch 0, step 0, 2 ranks and one process: samples \[.* instead of \[",
+    ),
+    "repeats": (
+        lambda p, e: np.r_[drawn(p.seed, e)[:-1], drawn(p.seed, e)[0]],
+        r"epoch 0, step 5, rank 0 of 1: samples \[\d+\] come too often, \[2\] times .* of \[1\]",
+    ),
+    "short": (lambda p, e: drawn(p.seed, e)[:-1], "epoch 0 places 0 to 60 .* has 61 samples"),
+    "long": (lambda p, e: np.r_[drawn(p.seed, e), 0], "epoch 0 places 0 to 62 .* has 61 samples"),
+    "short later": (lambda p, e: drawn(p.seed, e)[: 61 - e], "epoch 1 places 0 to 60 .* has 61"),
+    "not there": (lambda p, e: drawn(p.seed, e) + 1, r"epoch 0, step \d, .* no samples \[61\], only 0 to 60"),
+}  # fmt: skip
+
+
+def plan_laws(made):
+    xl.testing.assert_covers(made)
+    xl.testing.assert_equal_steps(made)
+    xl.testing.assert_topology_free(made)
+    xl.testing.assert_epochs_differ(made)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_orders__of_users_that_break_a_law_are_told_where(name):
+    ids, message = ORDERS[name]
+    plan_laws(loader(Own(ids=lambda p, e: drawn(p.seed, e))))
+    with pytest.raises((AssertionError, PlanError), match=message):
+        plan_laws(loader(Own(ids=ids)))
+
+
+class Backwards(xl.Loader):
+    @override
+    def batches(self, epoch, steps):
+        yield from reversed(list(super().batches(epoch, steps)))
+
+
+class Loses(xl.Loader):
+    @override
+    def batches(self, epoch, steps):
+        yield from super().batches(epoch, steps[:-1])
+
+
+class Stale(xl.Loader):
+    @override
+    def batches(self, epoch, steps):
+        yield from super().batches(0, steps)
+
+
+class StartsAnew(xl.Loader):
+    @override
+    def batches(self, epoch, steps):
+        yield from super().batches(epoch, range(len(steps)))
+
+
+class Filters(xl.Loader):
+    @override
+    def batches(self, epoch, steps):
+        for batch in super().batches(epoch, steps):
+            yield batch.isel(cell=batch.depth.values > 0.1)
+
+
+class CountsAhead(xl.Loader):
+    @override
+    def state_dict(self):
+        epoch, step = self.position
+        return self.state_at(epoch, min(step + 1, len(self)))
+
+
+class SavesSamples(xl.Loader):
+    @override
+    def state_at(self, epoch, step):
+        return {**super().state_at(epoch, step), "ids": list(range(999))}
+
+
+class SavesArrays(xl.Loader):
+    @override
+    def state_at(self, epoch, step):
+        return {**super().state_at(epoch, step), "at": np.int64(step)}
+
+
+class TakesAll(xl.Loader):
+    @override
+    def position_of(self, state):
+        return state["epoch"], state["step"]
+
+
+class SaysMore(xl.Loader):
+    @override
+    def __len__(self):
+        return 7
+
+
+LOADERS = {
+    Backwards: r"epoch 0, step 0, one process: samples \[60\] at place 0, instead of \[33, 31",
+    Loses: "epoch 0, from step 0, one process: 5 steps, not 6",
+    Stale: r"epoch 1, step 0, one process: samples \[33, 31, .* instead of \[57, 2",
+    StartsAnew: r"epoch 0, step 1, stopped after step 0, .* samples \[33, .* instead of \[51",
+    Filters: r"epoch 0, step 0, one process: samples \[31, .* instead of \[33, 31",
+    CountsAhead: r"epoch 0, step 0: rank 0 .* says \{'step': 1\} in its state, not \{'step': 0\}",
+    SavesSamples: "epoch 0, step 0: the state has 5[0-9]{3} characters, and 1000 are allowed",
+    SavesArrays: "epoch 0, step 0: the state is no JSON",
+    TakesAll: r"epoch 0, step 1: a state of another Loader \(seed\) is accepted and not refused",
+    SaysMore: r"every epoch: len\(loader\) is 7, and its plan has 6 steps",
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS, ids=lambda kind: kind.__name__)
+def test_loaders__of_users_that_break_a_law_are_told_where(kind):
+    made = kind(
+        cells(Rows(counts(), 5)), batch_size=12, order="shuffled", memory_budget=4_000
+    )  # fmt: skip
+    with pytest.raises(AssertionError, match=LOADERS[kind]):  # noqa: PT012 - any of them
+        xl.testing.assert_equal_steps(made)
+        xl.testing.assert_state_is_small(made)
+        xl.testing.assert_resumes_everywhere(made, worlds=(1, 2), after=[0], times=2)
+
+
+def called(batch):
+    return batch.assign(calls=("cell", np.full(batch.sizes["cell"], next(CALLS))))
+
+
+def standardised(batch):
+    return batch.assign(z=batch.X_pca - batch.X_pca.mean("cell"))
+
+
+@pytest.mark.parametrize(("transform", "name"), [(called, "calls"), (standardised, "z")])
+def test_transforms__of_users_that_know_more_than_the_sample_are_told_where(transform, name):
+    message = rf"epoch 0, step 0, .* samples \[33, 31, .* have other values of \['{name}'\] than"
+    with pytest.raises(AssertionError, match=message):
+        xl.testing.assert_resumes_everywhere(loader(transform=transform), worlds=(1, 2), after=[])

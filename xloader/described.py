@@ -44,16 +44,14 @@ class Described(Resumable):
         planned = facts(self.plan, self.epoch, prefetch=self.prefetch)
         return {"variables": f"{variables}; labels: {labels}", **planned}
 
-    def randomness(self, label: str, *, epoch: int | None = None, own: bool = False) -> Randomness:
+    def randomness(self, label: str, *, own: bool = False) -> Randomness:
         """
-        Say how random batches are, before anything is read.
+        Say how random batches are on average over epochs, before anything is read.
 
         Parameters
         ----------
         label : str
             A coordinate of samples; of windows, where they start counts.
-        epoch : int, optional
-            Number of the epoch. Default: the current one.
         own : bool, optional
             Whether the batches of this rank are meant, not those of all ranks together.
 
@@ -68,4 +66,4 @@ class Described(Resumable):
             If there is no such coordinate.
         """
         values = sample_values(self.ds, self.plan.windows, label)
-        return self.plan.randomness(values, epoch=self.epoch if epoch is None else epoch, own=own)
+        return self.plan.randomness(values, own=own)

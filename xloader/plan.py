@@ -390,16 +390,14 @@ class Plan:
         parts = zip(pools[np.append(0, cuts)].tolist(), np.split(places, cuts), strict=True)
         return np.concatenate([visits.ids(p, at, self.global_batch) for p, at in parts])
 
-    def randomness(self, labels: npt.ArrayLike, *, epoch: int = 0, own: bool = False) -> Randomness:
+    def randomness(self, labels: npt.ArrayLike, *, own: bool = False) -> Randomness:
         """
-        Say how random batches are, before anything is read.
+        Say how random batches are on average over epochs, before anything is read.
 
         Parameters
         ----------
         labels : array-like, shape (n_samples,)
             Label of each sample.
-        epoch : int, optional
-            Number of the epoch.
         own : bool, optional
             Whether the batches of this rank are meant, not those of all ranks together.
 
@@ -413,7 +411,7 @@ class Plan:
         PlanError
             If there is not one label per sample.
         """
-        return predict(self, labels, epoch=epoch, own=own)
+        return predict(self, labels, own=own)
 
     def _places(self, step: int) -> Int64:
         """Return which places of the epoch's sequence this rank gets; those beyond its end pad."""
@@ -441,7 +439,15 @@ class Plan:
 
 @lru_cache(maxsize=4)  # what an epoch in memory lists is as long as the data
 def _visits(plan: Plan, epoch: int) -> Visits:
-    return plan.order.visits(plan, epoch)
+    visits = plan.order.visits(plan, epoch)
+    first, last = visits.begins[[0, -1]].tolist()
+    if (first, last) != (0, plan.n_samples):
+        msg = (
+            f"order {str(plan.order)!r} gives epoch {epoch} places {first} to {last} and says that an "
+            f"epoch has {plan.n_samples} samples; begin at 0 and serve as many as `n_samples` says"
+        )
+        raise PlanError(msg)
+    return visits
 
 
 def _pool(plan: Plan, epoch: int, pool: int) -> tuple[Int64, Int64]:

@@ -22,9 +22,12 @@ Float64 = npt.NDArray[np.float64]
 TOLERATED = 0.1
 """Bits that the labels of a batch may have less than those of independent draws."""
 
-_BATCHES = 512
-_SAMPLES = 2**19
+_BATCHES = 1024
+_SAMPLES = 2**20
 _EXACT = 2**14
+_VISITS = 4096
+"""Blocks that are visited, over several epochs if one has fewer: chance decides which of them meet."""
+_EPOCHS = 64
 
 
 @dataclass(frozen=True)
@@ -176,20 +179,16 @@ def _entropy(p: Float64, times: npt.ArrayLike = 1) -> float:
     return float(-(p * np.log2(p)) @ times)
 
 
-def predict(
-    plan: "Plan", labels: npt.ArrayLike, *, epoch: int = 0, own: bool = False
-) -> Randomness:
+def predict(plan: "Plan", labels: npt.ArrayLike, *, own: bool = False) -> Randomness:
     """
-    Say how random the batches of a plan are, from the samples it gives them.
+    Say how random the batches of a plan are on average, from the samples it gives them.
 
     Parameters
     ----------
     plan : Plan
-        What there is; up to 512 batches of the epoch are planned.
+        What there is; up to 1,024 batches are planned, of up to 64 epochs where one has few blocks.
     labels : array-like, shape (n_samples,)
         Label of each sample.
-    epoch : int, optional
-        Number of the epoch.
     own : bool, optional
         Whether the batches of the plan's rank are meant, not those of all ranks together.
 
@@ -212,8 +211,8 @@ def predict(
     codes = _codes(values)
     if not own:
         plan = replace(plan, batch_size=plan.global_batch, rank=0, world_size=1)
-    found = _look(plan, codes, epoch)
-    return replace(found, advice=_advice(plan, codes, epoch)) if found.is_bad else found
+    found = _look(plan, codes)
+    return replace(found, advice=_advice(plan, codes, found)) if found.is_bad else found
 
 
 def measure(
@@ -292,21 +291,29 @@ def _shares(codes: Int64, weights: Float64 | None) -> Float64:
     return np.asarray(counts / counts.sum(), np.float64)
 
 
-def _look(plan: "Plan", codes: Int64, epoch: int) -> Randomness:
-    """Look at some batches of a rank, spread evenly over the epoch."""
+def _look(plan: "Plan", codes: Int64) -> Randomness:
+    """Look at some batches of a rank, spread evenly over some epochs."""
     n_full, m = plan.n_samples // plan.global_batch, plan.batch_size
+    # in the order of storage, all epochs are one
+    epochs = 1 if plan.order.in_order else max(1, min(_EPOCHS, _VISITS // len(plan.blocks)))
     if n_full:
-        n = min(n_full, max(16, min(_BATCHES, _SAMPLES // m)))
-        steps = np.arange(n) * n_full // n
-        first = steps * plan.global_batch + plan.rank * m
-        ids = plan.ids_at(epoch, (first[:, None] + np.arange(m)).reshape(-1))
+        n = min(n_full, -(-max(16, min(_BATCHES, _SAMPLES // m)) // epochs))
+        ids = np.concatenate([_some(plan, e, n, n_full, e / epochs) for e in range(epochs)])
     else:
-        batch = plan.batch(epoch, 0)
-        ids, n = batch.ids[batch.valid], 1
+        batch = plan.batch(0, 0)
+        ids = batch.ids[batch.valid]
+        m = len(ids)
     weights = plan.order.expected(plan)
     shares = _shares(codes, weights)
     rho = _correlation(plan, codes, weights, shares)
-    return _assess(codes[ids].reshape(n, -1), plan.blocks.whose(ids), shares, rho)
+    return _assess(codes[ids].reshape(-1, m), plan.blocks.whose(ids), shares, rho)
+
+
+def _some(plan: "Plan", epoch: int, n: int, n_full: int, shift: float) -> Int64:
+    """Return the samples of `n` full batches, the first of them `shift` of a distance into the epoch."""
+    steps = ((np.arange(n) + shift) * n_full / n).astype(np.int64)
+    first = steps * plan.global_batch + plan.rank * plan.batch_size
+    return plan.ids_at(epoch, (first[:, None] + np.arange(plan.batch_size)).reshape(-1))
 
 
 def _correlation(plan: "Plan", codes: Int64, weights: Float64 | None, shares: Float64) -> float:
@@ -362,17 +369,17 @@ def _assess(codes: Int64, blocks: Int64 | None, shares: Float64, rho: float) -> 
     )
 
 
-def _advice(plan: "Plan", codes: Int64, epoch: int) -> str:
+def _advice(plan: "Plan", codes: Int64, found: Randomness) -> str:
     """Say what makes batches good: a pool that was tried."""
     from dask.utils import format_bytes
 
     if plan.order.in_order:
         return "samples come as they are stored: pass shuffle=True"
-    blocks, found = plan.pool_blocks, _look(plan, codes, epoch)
+    blocks = plan.pool_blocks
     least = _pool_for(found, plan, _shares(codes, plan.order.expected(plan)))
     while found.is_bad and blocks < len(plan.blocks):
         blocks = min(len(plan.blocks), max(least, 2 * blocks))
-        found = _look(replace(plan, pool_blocks=blocks), codes, epoch)
+        found = _look(replace(plan, pool_blocks=blocks), codes)
     if found.is_bad:
         return f"its order ({plan.order}) brings samples of one label together: choose another one"
     samples = round(len(plan.windows) * blocks / len(plan.blocks))

@@ -25,13 +25,13 @@ def make(kind, order, *, small=True, **options):
         ds = cells(Rows(counts(), 5))
         options = {"labels": ["cell_type"], "transform": noise, **options}
     else:
-        ds = contacts().chunk({"bin1": 24, "bin2": 40})
-        options = {"windows": xl.windows.diagonal(size=12, stride=2), **options}
+        ds = contacts(chroms=(300, 200))
+        options = {"windows": xl.windows.diagonal(size=12, stride=8), **options}
     if order in ("weighted", "grouped"):
         by = {"cells": "cell_type", "contacts": "chrom1"}[kind]
-        n = {"cells": 61, "contacts": 41}[kind]
+        n = len(xl.Loader(ds, **{**options, "batch_size": 1}).plan.windows)
         order = xl.orders.grouped(by) if order == "grouped" else xl.orders.weighted(np.arange(n))
-    budget = {"cells": 4_000, "contacts": 120_000}[kind] if small else "1GB"
+    budget = {"cells": 4_000, "contacts": 170_000}[kind] if small else "1GB"
     return xl.Loader(ds, **{"batch_size": 12, "order": order, "memory_budget": budget, **options})
 
 
@@ -68,6 +68,17 @@ def test_laws__of_plans_and_states(kind, order):
     if order != "sequential":
         xl.testing.assert_epochs_differ(loader)
     xl.testing.assert_state_is_small(loader)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_order__is_the_same_whatever_is_read_ahead(kind, order):
+    ahead, alone = (make(kind, order, prefetch=prefetch) for prefetch in (1, 0))
+    for epoch, step in itertools.product(range(2), range(len(alone))):
+        ids = [made.plan.batch(epoch, step).ids.tolist() for made in (ahead, alone)]
+        assert ids[0] == ids[1], (epoch, step)
+    alone.load_state_dict(ahead.state_at(1, 2))
+    assert alone.position == (1, 2)
 
 
 def strangers():

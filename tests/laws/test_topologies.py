@@ -1,6 +1,7 @@
 """L1, L3, L4, L5, L6: the same global batches whatever ranks, workers and processes serve them."""
 
 import copy
+import functools
 import itertools
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from typing_extensions import override
 import xloader as xl
 from tests.doubles import Rows, cells, contacts, counts
 from tests.laws import processes
+from tests.laws.covering import covering
 from xloader import torch as xt
 from xloader.torch import datasets
 
@@ -21,6 +23,8 @@ KINDS = ("cells", "contacts")
 ORDERS = ("shuffled", "weighted", "grouped", "uniform", "sequential")
 ONCE = frozenset(ORDERS) - {"weighted"}
 REMAINDERS = ("keep", "drop", "pad")
+WHOLE = (24, 48, 72)
+METHODS = ("fork", "spawn", "forkserver")
 
 pytestmark = [
     # Python 3.12 warns of any fork while threads live; that it works nevertheless is tested here
@@ -34,27 +38,31 @@ class Planned(xl.Loader):
 
     @override
     def batches(self, epoch, steps):
-        if len(steps) == 0:
-            return
-        samples, ptr = self.plan.batches(epoch, steps)
-        for a, b in itertools.pairwise(ptr.tolist()):
-            yield samples.ids[a:b], samples.valid[a:b]
+        batches = epoch_of(self.plan, epoch)
+        for step in steps:
+            yield batches[step].ids, batches[step].valid
 
 
-def planned(kind, order, **options):
-    """Return a loader of several pools, in the order of that name."""
+@functools.lru_cache(maxsize=256)
+def epoch_of(plan, epoch):
+    return [plan.batch(epoch, step) for step in range(len(plan))]
+
+
+def planned(kind, order, *, small=True, **options):
+    """Return a loader of several blocks, and of several pools if it is `small`."""
     if kind == "cells":
         ds, budget = cells(Rows(counts(101), 5), n=101), 6_000
         options = {"labels": ["cell_type"], **options}
     else:
-        ds = contacts().chunk({"bin1": 24, "bin2": 40})
-        options, budget = {"windows": xl.windows.diagonal(size=12, stride=1), **options}, 100_000
+        ds, budget = contacts(chroms=(600, 300)), 160_000
+        options = {"windows": xl.windows.diagonal(size=12, stride=8), **options}
+    n = len(xl.Loader(ds, **{**options, "batch_size": 1}).plan.windows)
     made = {
-        "weighted": xl.orders.weighted(np.arange(101 if kind == "cells" else 79) % 4.0),
+        "weighted": xl.orders.weighted(np.arange(n) % 4.0),
         "grouped": xl.orders.grouped("cell_type" if kind == "cells" else "chrom1"),
     }
-    options = {"memory_budget": budget, "seed": 5, "order": made.get(order, order), **options}
-    return Planned(ds, **options)
+    options = {"memory_budget": budget if small else "1GB", "seed": 5, **options}
+    return Planned(ds, order=made.get(order, order), **options)
 
 
 @pytest.fixture
@@ -82,29 +90,28 @@ def emulated(monkeypatch):
     return serve
 
 
-def combinations():
-    for kind, order, remainder in itertools.product(KINDS, ORDERS, REMAINDERS):
-        for whole in (24, 72, 120):
-            if whole < 79 or remainder != "drop":  # else nothing is left
-                turn = REMAINDERS[(ORDERS.index(order) + KINDS.index(kind)) % 3]
-                marks = [] if whole == 24 and remainder == turn else pytest.mark.long
-                yield pytest.param(kind, order, remainder, whole, marks=marks)
+def plans():
+    """Return all that a plan can be asked for; orders that the issue does not multiply are long."""
+    for order in ORDERS:
+        marks = [] if order in ("shuffled", "weighted") else pytest.mark.long
+        for case in itertools.product(KINDS, REMAINDERS, WHOLE, (True, False)):
+            yield pytest.param(order, *case, marks=marks)
 
 
-@pytest.mark.parametrize(("kind", "order", "remainder", "whole"), list(combinations()), ids=str)
+@pytest.mark.parametrize(("order", "kind", "remainder", "whole", "small"), list(plans()), ids=str)
 def test_plan__serves_the_same_global_batches_to_all_ranks_and_workers(
-    emulated, kind, order, remainder, whole
+    emulated, order, kind, remainder, whole, small
 ):
-    loader = planned(kind, order, batch_size=whole, remainder=remainder)
+    loader = planned(kind, order, batch_size=whole, remainder=remainder, small=small)
     plan, n = loader.plan, len(loader)
-    assert len(plan.blocks) > 1 or kind == "contacts"  # a small map is one block of tiles
-    epochs = [[plan.batch(e, k) for k in range(n)] for e in range(3)]
-    expected = [[b.ids[b.valid].tolist() for b in batches] for batches in epochs]
+    assert len(plan.blocks) > 9
+    assert (plan.n_pools(0) > 2) == small or order == "grouped"
+    expected = [[b.ids[b.valid].tolist() for b in epoch_of(plan, e)] for e in range(3)]
     for batches in expected if order in ONCE else []:
         ids = sorted(itertools.chain(*batches))
         assert len(ids) == len(set(ids)) == len(plan.windows) - plan.n_dropped
-    if order != "sequential" and n > 1:
-        assert expected[0] != expected[1] != expected[2]
+    if order != "sequential":
+        assert len(set(map(str, expected))) == 3
     for world in WORLDS:
         ranks = [xt.IterableDataset(loader.on_rank(rank, world)) for rank in range(world)]
         for workers, first in itertools.product(WORKERS, range(n + 1)):
@@ -119,6 +126,23 @@ def test_plan__serves_the_same_global_batches_to_all_ranks_and_workers(
                 assert all(len(ids) > 0 for step in steps for ids, _ in step)
 
 
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_plan__of_some_steps_is_that_of_each(order, kind, small):
+    for remainder, world in itertools.product(REMAINDERS, (1, 3, 8)):
+        options = {"remainder": remainder, "rank": world - 1, "world_size": world}
+        plan = planned(kind, order, batch_size=24 // world, small=small, **options).plan
+        for workers, first in itertools.product(WORKERS, range(len(plan))):
+            steps = range(first, len(plan), max(1, workers))
+            samples, ptr = plan.batches(2, steps)
+            for step, a, b in zip(steps, ptr[:-1], ptr[1:], strict=True):
+                one = plan.batch(2, step)
+                for name in ("ids", "pools", "valid"):
+                    got = getattr(samples, name)[a:b]
+                    np.testing.assert_array_equal(got, getattr(one, name))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     where = tmp_path_factory.mktemp("topologies")
@@ -126,89 +150,124 @@ def folder(tmp_path_factory):
     return where
 
 
-def check(folder, kind, order, served, first, what):
-    """Compare what was served after some steps with the run that was not interrupted."""
-    expected = processes.uninterrupted(folder, kind, order)
-    for epoch, (steps, done) in enumerate(zip(served, (first, 0), strict=False)):
-        wanted = expected[epoch][done:]
-        wanted = wanted if len(served) == 2 else wanted[: len(steps)]
-        assert [[i for i, _ in s] for s in steps] == [[i for i, _ in s] for s in wanted], what
-        assert steps == wanted, what  # and every byte
+FACTORS = {
+    "world": WORLDS,
+    "workers": WORKERS,
+    "method": (None, *METHODS),
+    "persistent": (None, True, False),
+    "kind": KINDS,
+    "order": ("shuffled", "weighted"),
+    "remainder": REMAINDERS,
+    "whole": WHOLE,
+    "small": (True, False),
+    "first": (0.0, 0.5, 1.0),  # of an epoch, where training goes on
+    "stops": (0, 1, 2),  # how often it stops again in this epoch
+}
 
 
-def start(folder, kind, order, first, **how):
-    served, state = processes.serve(processes.make(folder, kind, order), kind, most=first, **how)
-    check(folder, kind, order, served, 0, "before it stopped")
-    assert (state["epoch"], state["step"]) == (0, first)
-    return state
+def starts(case):
+    """Return how many processes import everything anew; servers of forks do it once."""
+    if case["method"] != "spawn":
+        return 0
+    return case["world"] * case["workers"] * (case["stops"] + 2 - bool(case["persistent"]))
 
 
-ALL = [
-    (workers, method, persistent)
-    for workers in (2, 5)
-    for method in ("fork", "spawn", "forkserver")
-    for persistent in (True, False)
-]
-SOME = [(5, "fork", True), (2, "fork", False), (2, "spawn", True), (2, "forkserver", False)]
+def possible(case, most=5):
+    """Say whether there is such a case, and whether it takes not too long."""
+    of_workers = {case["workers"] > 0, case["method"] is not None, case["persistent"] is not None}
+    at_end = case["first"] == 1 and case["stops"] > 0
+    return len(of_workers) == 1 and not at_end and starts(case) <= max(case["world"], most)
 
 
-def check_workers(folder, kind, order, workers, method, persistent, first):
-    """Stop after some steps with workers, go on without; stop without, go on with."""
-    how = {"workers": workers, "method": method, "persistent": persistent}
-    state = start(folder, kind, order, first, **how)
-    assert state == start(folder, kind, order, first)
-    for resumed in ({}, how):
-        served, after = processes.serve(
-            processes.make(folder, kind, order), kind, state=state, **resumed
-        )
-        check(folder, kind, order, served, first, (how, resumed))
-        assert (after["epoch"], after["step"]) == (2, 0)
+@functools.cache
+def sample():
+    return covering(FACTORS, possible)
 
 
-@pytest.mark.parametrize(("workers", "method", "persistent"), SOME)
-def test_workers__of_any_kind_continue_what_others_began(folder, workers, method, persistent):
-    kind, order = ("contacts", "weighted") if persistent else ("cells", "shuffled")
-    check_workers(folder, kind, order, workers, method, persistent, 3)
+def test_sample__lets_each_two_choices_meet():
+    cases = sample()
+    assert len(cases) < 40
+    for (a, of_a), (b, of_b) in itertools.combinations(FACTORS.items(), 2):
+        met = {(case[a], case[b]) for case in cases}
+        for pair in set(itertools.product(of_a, of_b)) - met:
+            about = dict(zip((a, b), pair, strict=True))
+            rest = {k: v for k, v in FACTORS.items() if k not in about}
+            others = itertools.product(*rest.values())
+            tried = ({**about, **dict(zip(rest, other, strict=True))} for other in others)
+            assert not any(map(possible, tried)), about
+
+
+def check(folder, case, served, last):
+    """Compare steps and states with the run that was not interrupted."""
+    plan, batches, states = processes.uninterrupted(folder, case)
+    assert len(plan.blocks) > 1
+    assert (plan.n_pools(0) > 1) == case["small"]
+    first = case["state"]["step"]
+    expected = [*batches[0][first:], *batches[1]]
+    ids = [[i for i, _ in step] for step, _ in served]
+    assert ids == [[i for i, _ in step] for step in expected], case
+    assert [step for step, _ in served] == expected, case  # and every byte
+    assert [state for _, state in served] == [*states[0][first + 1 :], *states[1][1:]], case
+    assert (last["epoch"], last["step"]) == (2, 0)
+
+
+def serve_in_groups(folder, world, cases):
+    """Go on with each case in real processes."""
+    for case in cases:
+        _, batches, states = processes.uninterrupted(folder, case)
+        first = int(case["first"] * len(batches[0]))
+        case["state"] = states[0][first]
+        case["stops"] = min(case["stops"], len(batches[0]) - first)
+    if world == 1:
+        found = [processes.serve(processes.loader_of(folder, case), case) for case in cases]
+    else:
+        found = processes.run_group(world, folder, cases)
+    for case, (served, last) in zip(cases, found, strict=True):
+        check(folder, case, served, last)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_processes__of_any_kind_continue_what_others_began(folder, world):
+    """States do not tell who saved them, so who goes on from each goes on from all."""
+    serve_in_groups(folder, world, [dict(case) for case in sample() if case["world"] == world])
+
+
+@pytest.mark.parametrize(("workers", "persistent"), [(0, None), (2, True), (2, False)])
+def test_workers__that_live_on_follow_epochs_states_and_early_ends(workers, persistent):
+    options = {"batch_size": 12, "memory_budget": 4_000, "layout": "dense"}
+    loader = xl.Loader(cells(Rows(counts(), 5)), shuffle=True, variables=["X"], **options)
+    method = "fork" if workers else None
+    made = xt.make_loader(
+        loader, num_workers=workers, start_method=method, persistent_workers=persistent
+    )
+    epochs = [[b.ids.tolist() for b in epoch_of(loader.plan, e)] for e in range(7)]
+
+    def take(most=None):
+        return [batch["sample_id"].tolist() for batch in itertools.islice(made, most)]
+
+    assert take(2) == epochs[0][:2]
+    assert [take(), take()] == epochs[1:3]
+    made.set_epoch(5)
+    assert [take(), take()] == epochs[5:]
+    for _ in range(2):
+        made.load_state_dict(loader.state_at(2, 3))
+        assert take(1) == epochs[2][3:4]
+        made.load_state_dict(made.state_dict())
+        assert [take(), take()] == [epochs[2][4:], epochs[3]]
+
+
+def topologies():
+    """Return all of them with at most 16 processes that import anew, other choices in turn."""
+    taken = {name: itertools.cycle(FACTORS[name]) for name in list(FACTORS)[4:]}
+    for world, workers, method, persistent in itertools.product(*list(FACTORS.values())[:4]):
+        case = {"world": world, "workers": workers, "method": method, "persistent": persistent}
+        case |= {name: next(levels) for name, levels in taken.items()}
+        case["stops"] *= case["first"] < 1 and method != "spawn"
+        if possible(case, most=16):
+            yield pytest.param(case, id="-".join(map(str, list(case.values())[:4])))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("order", ["shuffled", "weighted"])
-@pytest.mark.parametrize(("workers", "method", "persistent"), ALL)
-def test_workers__all_of_them(folder, kind, order, workers, method, persistent):
-    for first in (1, 4):
-        check_workers(folder, kind, order, workers, method, persistent, first)
-
-
-def check_groups(folder, orders, worlds, workers):
-    """Hand training from one process to groups of ranks and back, each time within the epoch."""
-    what = [(kind, order) for kind in KINDS for order in orders]
-    first = 1
-    states = [start(folder, *each, first, workers=2, method="fork") for each in what]
-    for world in worlds:
-        jobs = [
-            {"kind": kind, "order": order, "state": state, "workers": workers}
-            for (kind, order), state in zip(what, states, strict=True)
-        ]
-        results = processes.run_group(world, folder, [*jobs, *({**j, "most": 2} for j in jobs)])
-        for k, (each, (served, state)) in enumerate(zip(what * 2, results, strict=True)):
-            check(folder, *each, served, first, (world, k))
-            position = (2, 0) if k < len(what) else (0, first + 2)
-            assert (state["epoch"], state["step"]) == position
-        states, first = [state for _, state in results[len(what) :]], first + 2
-    for (kind, order), state in zip(what, states, strict=True):
-        served, _ = processes.serve(
-            processes.make(folder, kind, order), kind, state=state, workers=5, method="fork"
-        )
-        check(folder, kind, order, served, first, "one process again")
-
-
-def test_ranks__of_real_groups_continue_what_others_began(folder):
-    check_groups(folder, ["shuffled"], (3, 2), 0)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("worlds", [(2, 3), (3, 2)])
-def test_ranks__of_all_groups(folder, worlds, workers):
-    check_groups(folder, ["shuffled", "weighted"], worlds, workers)
+@pytest.mark.parametrize("case", list(topologies()))
+def test_processes__of_all_kinds(folder, case):
+    serve_in_groups(folder, case["world"], [dict(case)])

@@ -65,17 +65,24 @@ def _check_cover(plans: Sequence[Plan], epoch: int, wanted: npt.NDArray[np.intp]
         for rank, plan in enumerate(plans):
             batch = plan.batch(epoch, step)
             where = f"epoch {epoch}, step {step}, rank {rank} of {world}"
-            foreign = batch.ids[(batch.ids < 0) | (batch.ids >= len(wanted))]
-            that(not len(foreign), f"{where}: there are no samples {few(foreign)}")
+            exist(batch, len(wanted), where)
             served, counts = np.unique(batch.ids[batch.valid], return_counts=True)
             seen[served] += counts
             many = served[seen[served] > wanted[served]]
-            that(not len(many), f"{where}: samples {few(many)} come too often in this epoch")
+            that(
+                not len(many),
+                f"{where}: samples {few(many)} come too often, {few(seen[many])} times in this epoch "
+                f"instead of {few(wanted[many])}",
+            )
             padded += int((~batch.valid).sum())
     where = f"epoch {epoch}, all {len(first)} steps, {world} ranks"
     left, rest = wanted - seen, int(wanted.sum()) % first.global_batch
     dropped = rest if first.remainder == "drop" else 0
-    that(left.sum() == dropped, f"{where}: samples {few(np.flatnonzero(left))} never come")
+    that(
+        left.sum() == dropped,
+        f"{where}: {left.sum()} samples {few(np.flatnonzero(left))} never come, and {dropped} are to be "
+        "dropped",
+    )
     that(
         first.n_dropped == dropped,
         f"{where}: the plan says {first.n_dropped} samples are dropped, and {dropped} are",
@@ -108,6 +115,10 @@ def assert_equal_steps(
     AssertionError
         If ranks would wait for each other; names epoch, step and samples.
     """
+    that(
+        len(loader) == len(loader.plan),
+        f"every epoch: len(loader) is {len(loader)}, and its plan has {len(loader.plan)} steps",
+    )
     for plans, epoch in itertools.product(_each_world(loader.plan, worlds), epochs):
         first, world = plans[0], len(plans)
         full, rest = divmod(first.n_samples, first.global_batch)
@@ -163,7 +174,7 @@ def assert_topology_free(
 
 def assert_epochs_differ(loader: Loader, *, epochs: int = 3) -> None:
     """
-    Assert that no two epochs serve the same samples in the same order, and that each can be repeated.
+    Assert that no two epochs or seeds serve the same samples in the same order, and that each can be repeated.
 
     Nothing is read.
 
@@ -177,7 +188,7 @@ def assert_epochs_differ(loader: Loader, *, epochs: int = 3) -> None:
     Raises
     ------
     AssertionError
-        If two epochs are the same, or one is not the same twice; names them and their samples.
+        If two epochs or seeds are the same, or one is not the same twice; names them and their samples.
     """
     plan = loader.plan
     plan = _on_rank(plan, 0, 1, plan.global_batch)
@@ -188,10 +199,37 @@ def assert_epochs_differ(loader: Loader, *, epochs: int = 3) -> None:
             f"epochs {a} and {b}, all {len(plan)} steps: the same samples in the same order, "
             f"{few(orders[a])}; order {str(plan.order)!r} has to follow from the epoch",
         )
+    that(
+        order_of(replace(plan, seed=plan.seed + 1), 0) != orders[0],
+        f"epoch 0 of seeds {plan.seed} and {plan.seed + 1}, all {len(plan)} steps: the same samples in "
+        f"the same order, {few(orders[0])}; order {str(plan.order)!r} has to follow from the seed",
+    )
     for epoch in reversed(range(epochs)):
         same(
             order_of(replace(plan), epoch), orders[epoch], f"epoch {epoch}, all steps, asked again"
         )
+
+
+def exist(batch: Batch, n: int, where: str) -> None:
+    """
+    Raise if a batch asks for samples that there are not.
+
+    Parameters
+    ----------
+    batch : Batch
+        As a plan says it.
+    n : int
+        How many samples there are.
+    where : str
+        Epoch, step and rank.
+
+    Raises
+    ------
+    AssertionError
+        Names them.
+    """
+    foreign = batch.ids[(batch.ids < 0) | (batch.ids >= n)]
+    that(not len(foreign), f"{where}: there are no samples {few(foreign)}, only 0 to {n - 1}")
 
 
 def valid(batch: Batch) -> list[int]:
