@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from xloader.conversion import convert
     from xloader.loader import Loader
     from xloader.open import open_cells, open_contacts, resolutions
+    from xloader.together import merge
+    from xloader.tracks import open_track
 
 __version__ = "0.1.0"
 
@@ -16,8 +18,10 @@ __all__ = [
     "Loader",
     "convert",
     "errors",
+    "merge",
     "open_cells",
     "open_contacts",
+    "open_track",
     "orders",
     "resolutions",
     "simulate",
@@ -29,8 +33,10 @@ __all__ = [
 _FROM = {
     "Loader": "loader",
     "convert": "conversion",
+    "merge": "together",
     "open_cells": "open",
     "open_contacts": "open",
+    "open_track": "tracks",
     "resolutions": "open",
 }
 """Modules of the names that are not modules themselves."""
