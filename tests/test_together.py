@@ -117,8 +117,12 @@ def test_labels__of_a_coarser_source_come_with_it():
 def test_labels__that_are_dask_arrays_come_too():
     ds = contacts(100, 1).chunk()
     assert ds.chrom1.chunks
-    batch = xl.Loader(ds, windows=xl.windows.diagonal(size=64), batch_size=3)[0]
-    npt.assert_array_equal(batch.chrom1.values[0], ds.chrom1.values[:64])
+    windows = xl.windows.diagonal(size=48, stride=1)
+    batch = xl.Loader(ds, windows=windows, batch_size=60)[0]
+    assert batch.chrom1.nbytes > 2**14  # which other labels would share memory for
+    for k in (0, 30, 59):
+        at = batch.bin1.values[k]
+        npt.assert_array_equal(batch.chrom1.values[k], ds.chrom1.values[at])
 
 
 def test_balance__uses_the_vector_of_its_source():
