@@ -1,6 +1,7 @@
 """Labelled, fast and reproducible loading of contact matrices and single-cell arrays into torch."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,9 +55,14 @@ def __getattr__(name: str) -> Any:
             raise
         msg = "xloader.torch needs torch: pip install 'xloader[torch]' or conda install pytorch"
         raise ImportError(msg) from e
+    importlib.import_module("xloader.accessor")
     value = getattr(module, name) if name in _FROM else module
     globals()[name] = value
     return value
+
+
+if "xarray" in sys.modules:  # somebody has Datasets already
+    importlib.import_module("xloader.accessor")
 
 
 def __dir__() -> list[str]:
