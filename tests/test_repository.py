@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = sorted((ROOT / "xloader").rglob("*.py"))
 CONDA_NAMES = {"dask": "dask-core", "torch": "pytorch", "matplotlib": "matplotlib-base"}
-PIP_ONLY = {"xbatcher", "hictkpy"}  # pip installs them with `-e .[all]`
+PIP_ONLY = {"xbatcher", "hictkpy", "pybigtools"}  # pip installs them with `-e .[all]`
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "constraints.txt").exists(), reason="not a checkout of the repository"
@@ -84,7 +84,7 @@ def test_modules__are_small(path):
 
 def test_public_names__are_sorted_and_documented():
     assert xloader.__all__ == sorted(xloader.__all__)
-    assert len(xloader.__all__) <= 15
+    assert len(xloader.__all__) <= 20
     for name in xloader.__all__:
         assert getattr(xloader, name).__doc__, name
     doc = numpydoc.docscrape.ClassDoc(xloader.Loader)

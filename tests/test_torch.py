@@ -232,6 +232,10 @@ def test_coo__each_window_equals_its_dense_form():
         bins = contacts().isel(bin1=int(a), bin2=int(b))
         assert item["info"]["chrom1"] == bins.chrom1.item()
         assert item["info"]["start2"] == bins.start2.item()
+        last = contacts().isel(bin1=int(a) + 11)
+        place = f"{last.chrom1.item()}:{bins.start1.item():,}-{last.end1.item():,}"
+        assert item["info"]["region1"] == place
+        assert item["info"]["end1"] == last.end1.item()
         assert item["sample_id"] == i
 
 

@@ -1,6 +1,7 @@
 """Labelled, fast and reproducible loading of contact matrices and single-cell arrays into torch."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from xloader.open import open_cells, open_contacts, resolutions
     from xloader.summary import check_statistics, statistics
     from xloader.views import split
+    from xloader.together import merge
+    from xloader.tracks import open_track
 
 __version__ = "0.1.0"
 
@@ -21,8 +24,10 @@ __all__ = [
     "check_statistics",
     "convert",
     "errors",
+    "merge",
     "open_cells",
     "open_contacts",
+    "open_track",
     "orders",
     "resolutions",
     "simulate",
@@ -38,8 +43,10 @@ _FROM = {
     "check_leakage": "leakage",
     "check_statistics": "summary",
     "convert": "conversion",
+    "merge": "together",
     "open_cells": "open",
     "open_contacts": "open",
+    "open_track": "tracks",
     "resolutions": "open",
     "split": "views",
     "statistics": "summary",
@@ -59,9 +66,14 @@ def __getattr__(name: str) -> Any:
             raise
         msg = "xloader.torch needs torch: pip install 'xloader[torch]' or conda install pytorch"
         raise ImportError(msg) from e
+    importlib.import_module("xloader.accessor")
     value = getattr(module, name) if name in _FROM else module
     globals()[name] = value
     return value
+
+
+if "xarray" in sys.modules:  # somebody has Datasets already
+    importlib.import_module("xloader.accessor")
 
 
 def __dir__() -> list[str]:

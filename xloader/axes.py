@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,6 +50,8 @@ class Windows:
     """Positions along each dimension that no window covers."""
     skipped: tuple[str, ...] = ()
     """Regions shorter than a window, left out by ``remainder="drop"``."""
+    linked: tuple[tuple[int, Int64], ...] = ()
+    """Of each dimension after those that `starts` has: which of them decides, and its starts by theirs."""
 
     def __len__(self) -> int:
         return self.n
@@ -80,7 +82,34 @@ class Windows:
         ndarray of int64, shape (m, n_dims)
             First position along each dimension.
         """
-        return ids[:, None] if self.starts is None else self.starts[ids]
+        if self.starts is None:
+            return ids[:, None]
+        starts = self.starts[ids]
+        further = [first[starts[:, axis]] for axis, first in self.linked]
+        return np.stack([*starts.T, *further], axis=1) if further else starts
+
+    def with_linked(self, dim: str, axis: int, first: Int64, size: int) -> "Windows":
+        """
+        Return the same windows, cutting a further dimension.
+
+        Parameters
+        ----------
+        dim : str
+            The further dimension.
+        axis : int
+            Which of `dims` decides where windows lie on it.
+        first : ndarray of int64, shape (n_positions,)
+            Where a window starts on it, by its start along that.
+        size : int
+            How long windows are on it, in elements.
+
+        Returns
+        -------
+        Windows
+            As many, with the same numbers.
+        """
+        linked = (*self.linked, (axis, first))
+        return replace(self, dims=(*self.dims, dim), size=(*self.size, size), linked=linked)
 
 
 def axis_starts(size: int, *, window: int, stride: int, dim: str = "x") -> Int64:

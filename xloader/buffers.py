@@ -61,7 +61,7 @@ class Buffers:
         """
         dtype = np.dtype(dtype)
         nbytes = int(np.prod(shape)) * dtype.itemsize
-        if nbytes < _SMALL:
+        if nbytes < _SMALL or dtype.hasobject:  # whose memory belongs to Python
             return np.empty(shape, dtype)
         if self._allocate is not None:
             return self._allocate(nbytes)[:nbytes].view(dtype).reshape(shape)

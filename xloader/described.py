@@ -1,12 +1,14 @@
 """How a Loader shows itself, and what is known of its batches before one is read."""
 
 from abc import abstractmethod
+from typing import Any
 
 import xarray as xr
 from typing_extensions import override
 
 from xloader.plan import Plan
 from xloader.planned import as_table, as_text, facts, heading
+from xloader.plot import plot_windows
 from xloader.randomness import Randomness
 from xloader.request import sample_values
 from xloader.state import Resumable
@@ -43,6 +45,32 @@ class Described(Resumable):
         variables, labels = ", ".join(self.variables), ", ".join(self.labels) or "none"
         planned = facts(self.plan, self.epoch, prefetch=self.prefetch)
         return {"variables": f"{variables}; labels: {labels}", **planned}
+
+    def plot_windows(self, *, name: str = "windows", ax: Any = None, **others: "Described") -> Any:
+        """
+        Draw where contact windows lie on each chromosome, and how many cover each bin.
+
+        Parameters
+        ----------
+        name : str, optional
+            What these windows are called, such as ``"train"``.
+        ax : matplotlib.axes.Axes, optional
+            Where to draw. Default: a new figure.
+        **others : Loader
+            Of other splits, by name, such as ``validation=...``.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            A line for each chromosome.
+
+        Raises
+        ------
+        SchemaError
+            If windows are not of a contact map.
+        """
+        loaders = {name: self, **others}
+        return plot_windows({k: (v.ds, v.plan.windows) for k, v in loaders.items()}, ax=ax)
 
     def randomness(self, label: str, *, own: bool = False) -> Randomness:
         """

@@ -18,6 +18,7 @@ from xloader.errors import PlanError, SchemaError
 from xloader.orders import Asked, Custom, Sequential, Shuffled, Uniform
 from xloader.plan import Order, Remainder
 from xloader.source import Source
+from xloader.together import link, merge
 from xloader.visits import Blocks, even_blocks, group
 from xloader.windows import Shape
 
@@ -153,9 +154,8 @@ def sample_values(ds: xr.Dataset, windows: Windows, name: str) -> npt.NDArray[An
     values = np.asarray(ds.variables[name])
     if windows.starts is None:
         return values
-    return np.asarray(
-        values[windows.starts[:, windows.dims.index(str(ds.variables[name].dims[0]))]]
-    )
+    starts = windows.starts_of(np.arange(len(windows)))
+    return np.asarray(values[starts[:, windows.dims.index(str(ds.variables[name].dims[0]))]])
 
 
 def resolve_variables(ds: xr.Dataset, names: Sequence[str] | None) -> tuple[str, ...]:
@@ -274,7 +274,7 @@ def draw_windows(
 
     Parameters
     ----------
-    source : xarray.Dataset, xarray.DataArray or xbatcher.BatchGenerator
+    source : xarray.Dataset, xarray.DataArray, mapping or xbatcher.BatchGenerator
         As the user gave it.
     input_dims, input_overlap : mapping of str to int or None
         In xbatcher's words.
@@ -295,6 +295,19 @@ def draw_windows(
     SchemaError
         If the source is no Dataset or lacks the labels of a contact map.
     """
+    if isinstance(source, Mapping) and not isinstance(source, xr.Dataset):
+        source = merge(source)
+    ds, drawn = _draw(source, input_dims, input_overlap, windows, remainder)
+    return ds, link(ds, drawn)
+
+
+def _draw(
+    source: Any,
+    input_dims: Mapping[str, int] | None,
+    input_overlap: Mapping[str, int] | None,
+    windows: Shape | None,
+    remainder: Remainder,
+) -> tuple[xr.Dataset, Windows]:
     given = [k for k, v in (("input_dims", input_dims), ("windows", windows)) if v is not None]
     if axes.is_generator(source):
         if given or input_overlap is not None:

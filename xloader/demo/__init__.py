@@ -9,8 +9,8 @@ from tqdm import tqdm
 from xloader import simulate
 from xloader.demo.cells import run_cells
 from xloader.demo.contacts import run_contacts
+from xloader.demo.picture import demo_figure
 from xloader.demo.training import Result
-from xloader.plot import demo_figure
 
 
 def run(

@@ -32,13 +32,15 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
         Knows the labels and their vocabularies.
     layout : {None, "dense", "csr", "coo"}, optional
         Form of values: None leaves sparse ones sparse; "dense" and "csr" convert; "coo" gives the
-        stored values of contact windows as `coords`, `features`, `target`, `info` and `offsets`.
+        non-zero elements of contact windows (NaN counts as one), see Notes.
 
     Returns
     -------
     dict of str to Tensor
         Each variable of the samples; each label as int64 codes (-1 where missing); `sample_id`;
-        `valid` where the plan pads.
+        `valid` where the plan pads; for contact windows `info`: lists of str `chrom1` and `region1`
+        (``"chr2:1,000,000-2,000,000"``), and int64 tensors `start1` and `end1` (bp, 0-based
+        half-open), and the same with 2.
 
     Raises
     ------
@@ -46,12 +48,20 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
         If a variable has no numbers, or `layout` does not fit it.
     PlanError
         If there is no such layout.
+
+    Notes
+    -----
+    ``layout="coo"`` gives, of all windows one after the other, `coords (nnz, 2)`, int64: row and
+    column of each element, in bins from the start of its window; `features (nnz, k)`: its value in
+    each variable but `target` (in the only one, if there is one); `target (nnz,)`: its value in the
+    variable `target`, or in the first one; and `offsets (n + 1,)`: window ``i`` has the elements
+    ``offsets[i]:offsets[i + 1]``. Elements below the diagonal are listed like those above it.
     """
     check_layout(layout)
     dim = loader.sample_dim
     variables = {str(k): v.variable for k, v in batch.data_vars.items() if dim in v.dims}
     if layout == "coo":
-        tensors = _coo(batch, variables)
+        tensors = _coo(variables)
     else:
         tensors = {k: _tensor(v, k, dim=dim, layout=layout) for k, v in variables.items()}
     for name in loader.labels:
@@ -60,7 +70,24 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
     for name in ("sample_id", "valid"):
         if name in batch.coords:
             tensors[name] = torch.from_numpy(np.array(batch[name].values))
-    return tensors
+    info = _info(batch)
+    return {**tensors, "info": info} if info else tensors
+
+
+def _info(batch: xr.Dataset) -> Tensors:
+    """Return where contact windows lie."""
+    info: Tensors = {}
+    for side in ("1", "2"):
+        names = [f"{name}{side}" for name in ("chrom", "start", "end")]
+        if not all(n in batch.coords and batch[n].dims == ("sample", f"bin{side}") for n in names):
+            continue
+        chrom, start, end = (batch.variables[n].values for n in names)
+        bounds = zip(chrom[:, 0], start[:, 0].tolist(), end[:, -1].tolist(), strict=True)
+        info[names[0]] = [str(c) for c in chrom[:, 0]]
+        info[names[1]] = torch.from_numpy(start[:, 0].astype(np.int64))
+        info[names[2]] = torch.from_numpy(end[:, -1].astype(np.int64))
+        info[f"region{side}"] = [f"{c}:{a:,}-{b:,}" for c, a, b in bounds]
+    return info
 
 
 def check_layout(layout: str | None) -> None:
@@ -155,11 +182,15 @@ def _csr(array: CSRArray) -> torch.Tensor:
     )
 
 
-def _coo(batch: xr.Dataset, variables: Mapping[str, xr.Variable]) -> Tensors:
+def _coo(variables: Mapping[str, xr.Variable]) -> Tensors:
     """Return the non-zero places of windows; NaN counts as a value."""
     windows = {k: v.transpose("sample", ...) for k, v in variables.items() if v.ndim == 3}
     if not windows:
         msg = f"layout='coo' needs windows of two dimensions; the batch has {sorted(variables)}"
+        raise SchemaError(msg)
+    shapes = {k: v.shape[1:] for k, v in windows.items()}
+    if len(set(shapes.values())) > 1:
+        msg = f"layout='coo' needs windows of one shape, not {shapes}; use 'dense', or name `variables`"
         raise SchemaError(msg)
     target = windows.get("target", next(iter(windows.values()))).values
     features = [v.values for k, v in windows.items() if k != "target" or len(windows) == 1]
@@ -171,14 +202,7 @@ def _coo(batch: xr.Dataset, variables: Mapping[str, xr.Variable]) -> Tensors:
         "features": torch.stack([_dense(v[found], "features") for v in features], dim=1),
         "target": _dense(target[found], "target"),
         "offsets": torch.from_numpy(offsets),
-        "info": {},
     }
-    for name in ("chrom1", "start1", "chrom2", "start2"):
-        if name in batch.coords and batch[name].dims[0] == "sample":
-            first = batch[name].values[:, 0]
-            tensors["info"][name] = (
-                first.tolist() if first.dtype.kind in "OU" else _dense(first, name)
-            )
     return tensors
 
 
@@ -217,12 +241,13 @@ class Samples(Sequence[Tensors]):
             return {k: _sample(v, i) for k, v in self.batch.items()}
         low, high = self.batch["offsets"][i : i + 2].tolist()
         out = {k: self.batch[k][low:high] for k in ("coords", "features", "target")}
-        out["info"] = {k: v[i] for k, v in self.batch["info"].items()}
-        rest = {k: v[i] for k, v in self.batch.items() if k not in (*out, "offsets")}
+        rest = {k: _sample(v, i) for k, v in self.batch.items() if k not in (*out, "offsets")}
         return {**out, **rest}
 
 
-def _sample(value: torch.Tensor, i: int) -> torch.Tensor:
+def _sample(value: Any, i: int) -> Any:
+    if isinstance(value, dict):
+        return {k: v[i] for k, v in value.items()}
     if value.layout != torch.sparse_csr:
         return value[i]
     low, high = value.crow_indices()[i : i + 2].tolist()

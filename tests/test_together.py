@@ -1,0 +1,248 @@
+"""Several sources in one batch: each window equals plain reads of each source at the same base pairs."""
+
+import cooler
+import numpy as np
+import numpy.testing as npt
+import pytest
+import xarray as xr
+
+import xloader as xl
+from tests.doubles import Tiles
+from xloader import transforms
+from xloader.arrays import TileArray
+from xloader.errors import PlanError, SchemaError
+from xloader.schema import contacts_dataset
+
+LENGTHS = {"a": 9_600, "b": 4_800, "c": 6_400}
+
+
+def bins(size, lengths=None):
+    """Return chromosome, start and end of each bin."""
+    parts = [
+        (c, s, min(s + size, n)) for c, n in (lengths or LENGTHS).items() for s in range(0, n, size)
+    ]
+    chrom, start, end = zip(*parts, strict=True)
+    return np.array(chrom, object), np.array(start), np.array(end)
+
+
+def matrix(size, seed, lengths=None):
+    n = len(bins(size, lengths)[0])
+    full = np.random.default_rng(seed).poisson(3, (n, n))
+    return np.triu(full) + np.triu(full, 1).T
+
+
+def contacts(size, seed=0, lengths=None, weight=True):
+    chrom, start, end = bins(size, lengths)
+    values = np.random.default_rng(seed + 1).random(len(chrom))
+    weights = {"weight": (values, {"divisive": False})} if weight else {}
+    tiles: TileArray = Tiles(matrix(size, seed, lengths))
+    attrs = {"binsize": size, "resolution": size, "assembly": "made up"}
+    ds = contacts_dataset(tiles, chrom=chrom, start=start, end=end, weights=weights, attrs=attrs)
+    return ds.assign(count=ds["count"].chunk())
+
+
+def track(size, seed=9, lengths=None):
+    chrom, start, end = bins(size, lengths)
+    values = np.random.default_rng(seed).random(len(chrom)).astype(np.float32)
+    coords = {"chrom1": ("bin1", chrom), "start1": ("bin1", start), "end1": ("bin1", end)}
+    return xr.Dataset({"signal": ("bin1", values)}, coords, {"binsize": size})
+
+
+def plain(ds, values, where):
+    """Cut a region (chromosome, start and end of both axes) out of a whole matrix."""
+    sides = zip("12", (where[:3], where[3:]), strict=True)
+    rows, columns = (
+        np.flatnonzero(
+            (ds[f"chrom{s}"].values == c)
+            & (ds[f"start{s}"].values >= a)
+            & (ds[f"end{s}"].values <= b)
+        )
+        for s, (c, a, b) in sides
+    )
+    return values[np.ix_(rows, columns)]
+
+
+def places(batch, k):
+    """Return where window `k` of a batch lies."""
+    return [
+        x
+        for s in "12"
+        for x in (
+            batch[f"chrom{s}"].values[k, 0],
+            batch[f"start{s}"].values[k, 0],
+            batch[f"end{s}"].values[k, -1],
+        )
+    ]
+
+
+@pytest.mark.parametrize("windows", ["diagonal", "grid"])
+@pytest.mark.parametrize("order", ["fine first", "coarse first"])
+def test_windows__of_every_source_show_the_same_base_pairs(windows, order):
+    sources = {"fine": contacts(100, 1), "twin": contacts(100, 2), "coarse": contacts(400, 3)}
+    size, stride = 16, 4
+    if order == "coarse first":
+        sources = dict(reversed(sources.items()))
+        size, stride = 4, 1
+    stride *= 2 if windows == "grid" else 1
+    shape = getattr(xl.windows, windows)(size=size, stride=stride)
+    # 6,400 and 4,800 and 9,600 are whole windows of 1,600 or 400 bp
+    loader = xl.Loader(sources, windows=shape, batch_size=7, shuffle=True, seed=3)
+    whole = {name: ds["count"].values for name, ds in sources.items()}
+    seen = 0
+    for batch in loader:
+        for k in range(batch.sizes["sample"]):
+            for name, ds in sources.items():
+                expected = plain(ds, whole[name], places(batch, k))
+                npt.assert_array_equal(batch[name].values[k], expected)
+            seen += 1
+    assert seen == len(loader.plan.windows) > 10
+    assert batch["fine"].shape[1:] == (16, 16)
+    assert batch["coarse"].shape[1:] == (4, 4)
+
+
+def test_labels__of_a_coarser_source_come_with_it():
+    fine, coarse = contacts(100, 1), contacts(400, 3)
+    loader = xl.Loader(
+        {"fine": fine, "coarse": coarse}, windows=xl.windows.diagonal(size=16), batch_size=3
+    )
+    for batch in loader:
+        npt.assert_array_equal(batch.coarse_start1.values[:, 0], batch.start1.values[:, 0])
+        npt.assert_array_equal(batch.coarse_end2.values[:, -1], batch.end2.values[:, -1])
+        npt.assert_array_equal(batch.coarse_chrom1.values[:, 0], batch.chrom1.values[:, 0])
+        for name, ds, prefix in (("fine", fine, ""), ("coarse", coarse, "coarse_")):
+            at = batch[f"{prefix}bin1"].values
+            npt.assert_array_equal(batch[f"{name}_weight1"].values, ds.weight1.values[at])
+
+
+def test_labels__that_are_dask_arrays_come_too():
+    ds = contacts(50, 1).chunk()
+    assert ds.chrom1.chunks
+    windows = xl.windows.diagonal(size=96, stride=1)
+    batch = xl.Loader(ds, windows=windows, batch_size=120)[0]
+    assert batch.chrom1.nbytes > 2**16  # such arrays come from memory that is used again
+    for k in (0, 30, 119):
+        at = batch.bin1.values[k]
+        npt.assert_array_equal(batch.chrom1.values[k], ds.chrom1.values[at])
+
+
+def test_balance__uses_the_vector_of_its_source():
+    fine, twin = contacts(100, 1), contacts(100, 2)
+    both = transforms.compose(
+        transforms.balance("fine_weight", "fine"), transforms.balance("twin_weight", "twin")
+    )
+    loader = xl.Loader(
+        {"fine": fine, "twin": twin},
+        windows=xl.windows.diagonal(size=16),
+        batch_size=2,
+        transform=both,
+    )
+    batch = loader[1]
+    for name, ds in (("fine", fine), ("twin", twin)):
+        at = batch.bin1.values[0]
+        w = ds.weight1.values[at]
+        expected = np.asarray(ds["count"])[np.ix_(at, at)] * w[:, None] * w[None]
+        npt.assert_allclose(batch[name].values[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [100, 50, 400])
+def test_tracks__lie_on_both_axes(size):
+    map_, signal = contacts(100, 1), track(size)
+    loader = xl.Loader(
+        {"map": map_, "atac": signal}, windows=xl.windows.grid(size=16), batch_size=4
+    )
+    values, (chrom, start, end) = signal["signal"].values, bins(size)
+    for batch in loader:
+        for k in range(batch.sizes["sample"]):
+            where = places(batch, k)
+            for side, (c, a, b) in (("1", where[:3]), ("2", where[3:])):
+                expected = values[(chrom == c) & (start >= a) & (end <= b)]
+                npt.assert_array_equal(batch[f"atac{side}"].values[k], expected)
+
+
+def test_merge__finds_chromosomes_by_name_whatever_their_order():
+    other = dict(reversed(LENGTHS.items()))
+    a, b = contacts(100, 1), contacts(100, 2, other)
+    merged = xl.merge({"one": a, "two": b})
+    names, expected = merged.chrom1.values, np.asarray(b["count"])
+    at = np.concatenate([np.flatnonzero(b.chrom1.values == c) for c in LENGTHS])
+    npt.assert_array_equal(names, a.chrom1.values)
+    npt.assert_array_equal(merged["two"].values, expected[np.ix_(at, at)])
+
+
+def test_merge__selections_go_on_reading_from_storage():
+    a, b = contacts(100, 1), contacts(400, 2)
+    merged = xl.merge({"one": a, "two": b})
+    inside = np.flatnonzero(merged.chrom1.values == "b")
+    chosen = merged.isel(bin1=inside, bin2=inside)
+    with np.errstate(all="raise"):  # and no PerformanceWarning, which would be an error
+        loader = xl.Loader(chosen, windows=xl.windows.diagonal(size=16, stride=8), batch_size=2)
+    assert {c for batch in loader for c in batch.two_chrom1.values.ravel()} == {"b"}
+
+
+def test_inner__leaves_out_chromosomes_and_names_them():
+    less = {"a": LENGTHS["a"], "c": LENGTHS["c"]}
+    a, b = contacts(100, 1), contacts(100, 2, less)
+    with pytest.raises(SchemaError, match=r"\['b'\] are in one of them.*join='inner'"):
+        xl.merge({"one": a, "two": b})
+    merged = xl.merge({"one": a, "two": b}, join="inner")
+    assert merged.attrs["left_out"] == ["b"]
+    assert sorted(set(merged.chrom1.values)) == ["a", "c"]
+    keep = a.chrom1.values != "b"
+    npt.assert_array_equal(merged["one"].values, np.asarray(a["count"])[np.ix_(keep, keep)])
+
+
+def test_a_track_of_the_whole_genome__serves_a_map_of_a_part():
+    part = {"b": LENGTHS["b"]}
+    merged = xl.merge({"map": contacts(100, 1, part), "atac": track(100)})
+    inside = bins(100)[0] == "b"
+    npt.assert_array_equal(merged["atac1"].values, track(100)["signal"].values[inside])
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ({}, "no source"),
+        ({"no name": contacts(100)}, "'no name' names a source"),
+        ({"x": 3}, "'x' is int; open it"),
+        ({"atac": track(100), "map": contacts(100)}, "the first source, 'atac', is a track"),
+        (
+            {"x": contacts(100), "y": contacts(100, lengths={**LENGTHS, "b": 5_000})},
+            "not of the same assembly.*'b' ends at 4,800 bp in one and at 5,000",
+        ),
+        ({"x": contacts(200), "y": contacts(300)}, "bins of 200 bp and 'y' bins of 300 bp"),
+        ({"bin1": contacts(100), "y": contacts(100)}, r"'bin1' brings \['bin1'\]"),
+        ({"x": contacts(100).drop_vars("chrom1")}, r"source 'x' needs \['chrom1'\]"),
+    ],
+    ids=["none", "name", "type", "track", "lengths", "sizes", "taken", "labels"],
+)
+def test_sources_that_do_not_go_together__are_told(sources, message):
+    with pytest.raises(SchemaError, match=message):
+        xl.merge(sources)
+
+
+def test_windows_that_split_coarse_bins__are_told():
+    sources = {"fine": contacts(100), "coarse": contacts(400)}
+    for shape in (xl.windows.diagonal(size=16, stride=6), xl.windows.diagonal(size=6, stride=4)):
+        with pytest.raises(
+            PlanError, match="do not begin and end with whole bins of 'coarse_bin1'"
+        ):
+            xl.Loader(sources, windows=shape, batch_size=1, remainder="drop")
+    with pytest.raises(SchemaError, match="join='outer' is unknown"):
+        xl.merge(sources, join="outer")
+
+
+def test_real_resolutions__are_what_cooler_reads(real_data):
+    real_map = real_data / "hic" / "scer_w303_g1.6res.balanced.mcool"
+    fine, coarse = (xl.open_contacts(real_map, resolution=n) for n in (2_000, 8_000))
+    loader = xl.Loader(
+        {"fine": fine, "coarse": coarse},
+        windows=xl.windows.diagonal(size=64, stride=512),
+        batch_size=4,
+        remainder="drop",
+    )
+    for size, name in ((2_000, "fine"), (8_000, "coarse")):
+        matrices = cooler.Cooler(f"{real_map}::/resolutions/{size}").matrix(balance=False)
+        for batch in loader:
+            for k in range(batch.sizes["sample"]):
+                chrom, start, end = places(batch, k)[:3]
+                npt.assert_array_equal(batch[name].values[k], matrices.fetch((chrom, start, end)))
