@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from xloader.contract import Fusion, SampleRandom, Transform, fusion_of, takes_rng
@@ -23,7 +24,7 @@ def compose(*transforms: Transform) -> Transform:
     Returns
     -------
     callable
-        ``f(batch, *, rng)``.
+        ``f(batch, *, rng)``; each random transform draws numbers of its own.
 
     Examples
     --------
@@ -52,8 +53,13 @@ class Composed:
 
     def __call__(self, batch: xr.Dataset, *, rng: SampleRandom | None = None) -> xr.Dataset:
         """Run the transforms one after the other."""
+        k = 0  # readers may do some of the others, so these alone are counted
         for transform in self.transforms:
-            batch = transform(batch, rng=rng) if takes_rng(transform) else transform(batch)
+            if takes_rng(transform):
+                batch = transform(batch, rng=rng and rng.of(k))
+                k += 1
+            else:
+                batch = transform(batch)
         return batch
 
     def fuse(self) -> tuple[Fusion, Transform | None] | None:
@@ -76,6 +82,54 @@ class Composed:
         return done, Composed(left) if left else None
 
 
+class Batchwise:
+    """
+    A picklable transform of the whole batch.
+
+    Parameters
+    ----------
+    label : str
+        Name of the transform, for messages.
+    function : callable
+        Takes the batch and `options`; returns a batch.
+    **options : object
+        For `function`.
+    """
+
+    def __init__(self, label: str, function: Callable[..., xr.Dataset], **options: Any) -> None:
+        self.__name__ = label
+        self.function = function
+        self.options = options
+
+    def __call__(self, batch: xr.Dataset) -> xr.Dataset:
+        """Call the function."""
+        return self.function(batch, **self.options)
+
+
+class Randomly:
+    """
+    A picklable transform of the whole batch that draws random numbers.
+
+    Parameters
+    ----------
+    label : str
+        Name of the transform, for messages.
+    function : callable
+        Takes the batch, `rng` and `options`; returns a batch.
+    **options : object
+        For `function`.
+    """
+
+    def __init__(self, label: str, function: Callable[..., xr.Dataset], **options: Any) -> None:
+        self.__name__ = label
+        self.function = function
+        self.options = options
+
+    def __call__(self, batch: xr.Dataset, *, rng: SampleRandom) -> xr.Dataset:
+        """Call the function."""
+        return self.function(batch, rng=rng, **self.options)
+
+
 class Elementwise:
     """
     A picklable transform that replaces some variables, each by itself.
@@ -91,6 +145,8 @@ class Elementwise:
         Takes a variable, the batch and `options`; returns a variable.
     variables : tuple of str
         Which variables, at least one.
+    into : str, optional
+        Name of the result, where there is one variable. Default: the variable itself.
     fusion : Fusion, optional
         What readers of contact windows can do in its place while they cut them.
     **options : object
@@ -108,6 +164,7 @@ class Elementwise:
         function: Callable[..., xr.Variable],
         variables: tuple[str, ...],
         *,
+        into: str | None = None,
         fusion: Fusion | None = None,
         **options: Any,
     ) -> None:
@@ -117,6 +174,7 @@ class Elementwise:
         self.__name__ = label
         self.function = function
         self.variables = variables
+        self.names = variables if into is None else (into,)
         self.fusion = fusion
         self.options = options
 
@@ -137,7 +195,29 @@ class Elementwise:
         with xr.set_options(keep_attrs=True):  # type: ignore[no-untyped-call]
             return batch.assign(
                 {
-                    v: self.function(batch.variables[v], batch, **self.options)
-                    for v in self.variables
+                    name: self.function(batch.variables[v], batch, **self.options)
+                    for name, v in zip(self.names, self.variables, strict=True)
                 }
             )
+
+
+def float_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """
+    Return the type of what is made of contacts by division.
+
+    Parameters
+    ----------
+    dtype : dtype
+        That of the contacts.
+
+    Returns
+    -------
+    dtype
+        float64 for itself, else float32.
+
+    Examples
+    --------
+    >>> float_of(np.dtype("int64"))
+    dtype('float32')
+    """
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)

@@ -10,7 +10,7 @@ import xarray as xr
 from xloader.contract import Transform
 from xloader.errors import SchemaError
 from xloader.schema import require
-from xloader.transforms.base import Elementwise
+from xloader.transforms.base import Elementwise, float_of
 
 
 def normalize_total(target_sum: float = 1e4, variable: str = "X") -> Transform:
@@ -43,7 +43,7 @@ def normalize_total(target_sum: float = 1e4, variable: str = "X") -> Transform:
 
 
 def _normalize_total(x: xr.Variable, _: xr.Dataset, *, target_sum: float) -> xr.Variable:
-    dtype = np.float64 if x.dtype == np.float64 else np.float32
+    dtype = float_of(x.dtype)
     total = x.sum(str(x.dims[1]), dtype=np.float64)
     sums = np.asarray(total.data)
     factor = total.copy(data=(target_sum / np.where(sums != 0, sums, 1)).astype(dtype))
