@@ -85,6 +85,7 @@ def _refuse_between(first: npt.NDArray[Any], second: npt.NDArray[Any], what: str
 def observed_over_expected(
     stats: xr.Dataset,
     *,
+    variable: str | None = None,
     pseudocount: float = 0.0,
     log: bool = False,
     between: float | None = None,
@@ -101,7 +102,9 @@ def observed_over_expected(
     ----------
     stats : xarray.Dataset
         With ``expected (chrom, distance)`` and the attributes `variable`, `weight` and `binsize`,
-        from ``xl.statistics``. `variable` says what is divided.
+        from ``xl.statistics``.
+    variable : str, optional
+        What is divided, such as the balanced counts beside raw ones. Default: what `stats` are of.
     pseudocount : float, optional
         Added to both, in the unit of the contacts.
     log : bool, optional
@@ -121,8 +124,8 @@ def observed_over_expected(
     Raises
     ------
     SchemaError
-        If `pseudocount` is negative or `stats` lack something; when it runs, if the batch is of
-        another variable, balancing or bin size, holds a chromosome that `stats` do not have, or
+        If `pseudocount` is negative or `stats` lack something; when it runs, if the batch has
+        another balancing or bin size, holds a chromosome that `stats` do not have, or
         reaches further than they do.
 
     Examples
@@ -144,7 +147,7 @@ def observed_over_expected(
         raise SchemaError(msg)
     frozen = Frozen(stats, "observed_over_expected", "expected")
     return Elementwise(
-        "observed_over_expected", _observed_over_expected, (frozen.variable,), into=into,
+        "observed_over_expected", _observed_over_expected, (variable or frozen.variable,), into=into,
         frozen=frozen, pseudocount=pseudocount, log=log, between=between,
     )  # fmt: skip
 
@@ -158,7 +161,7 @@ def _observed_over_expected(
     log: bool,
     between: float | None,
 ) -> xr.Variable:
-    frozen.check(batch)
+    frozen.check(x, batch)
     dtype = float_of(x.dtype)
 
     def divisor(chrom: npt.NDArray[Any], distance: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -179,7 +182,7 @@ def _observed_over_expected(
     return ratio
 
 
-def zscore(stats: xr.Dataset, *, into: str | None = None) -> Transform:
+def zscore(stats: xr.Dataset, *, variable: str | None = None, into: str | None = None) -> Transform:
     """
     Say how far contacts are from the mean of their distance, in standard deviations.
 
@@ -190,6 +193,8 @@ def zscore(stats: xr.Dataset, *, into: str | None = None) -> Transform:
     stats : xarray.Dataset
         With ``expected (chrom, distance)``, ``std (chrom, distance)`` and the attributes `variable`,
         `weight` and `binsize`, from ``xl.statistics``.
+    variable : str, optional
+        What is scored. Default: what `stats` are of.
     into : str, optional
         Name of the scores. Default: the variable itself.
 
@@ -222,11 +227,11 @@ def zscore(stats: xr.Dataset, *, into: str | None = None) -> Transform:
            [ 1., -2.]], dtype=float32)
     """
     frozen = Frozen(stats, "zscore", "expected", "std")
-    return Elementwise("zscore", _zscore, (frozen.variable,), into=into, frozen=frozen)
+    return Elementwise("zscore", _zscore, (variable or frozen.variable,), into=into, frozen=frozen)
 
 
 def _zscore(x: xr.Variable, batch: xr.Dataset, *, frozen: Frozen) -> xr.Variable:
-    frozen.check(batch)
+    frozen.check(x, batch)
     dtype = float_of(x.dtype)
 
     def mean(chrom: npt.NDArray[Any], distance: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

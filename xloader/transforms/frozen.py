@@ -62,26 +62,27 @@ class Frozen:
             msg = f"{self.what}() needs figures of each distance from 0 bins on, one by one"
             raise SchemaError(msg)
 
-    def check(self, batch: xr.Dataset) -> None:
+    def check(self, x: xr.Variable, batch: xr.Dataset) -> None:
         """
         Refuse a batch of other counts than the figures are of.
 
         Parameters
         ----------
+        x : xarray.Variable
+            What they are to be used on.
         batch : xarray.Dataset
-            A batch, or what batches are cut from.
+            What it is part of.
 
         Raises
         ------
         SchemaError
-            If variable, balancing or bin size are others.
+            If balancing or bin size are others.
         """
-        require(batch, [self.variable], f"transform {self.what!r}")
-        weight = str(batch.variables[self.variable].attrs.get("weight") or "")
+        weight = str(x.attrs.get("weight") or "")
         if weight != self.weight:
             msg = (
                 f"transform {self.what!r} has statistics of {self.variable!r} {_balanced(self.weight)}, "
-                f"but the batch has it {_balanced(weight)}; balance both alike"
+                f"but the batch has it {_balanced(weight)} (attribute 'weight'); balance both alike"
             )
             raise SchemaError(msg)
         binsize = batch.attrs.get("binsize") or None

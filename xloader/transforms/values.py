@@ -62,8 +62,8 @@ def clip(
     Raises
     ------
     SchemaError
-        If `low` is above `high`, or `stats` lack a quantile; when it runs, if the batch is of another
-        variable, balancing or bin size than `stats`.
+        If `low` is above `high`, or `stats` lack a quantile; when it runs, if the batch has another
+        balancing or bin size than `stats`.
 
     Examples
     --------
@@ -85,10 +85,7 @@ def _bounds(
     frozen = None
     if stats is not None:
         frozen, (low, high) = quantiles(stats, what, (low, high))
-        if variables not in ((), (frozen.variable,)):
-            msg = f"{what}() has statistics of {frozen.variable!r}, not of {list(variables)}"
-            raise SchemaError(msg)
-        variables = (frozen.variable,)
+        variables = variables or (frozen.variable,)
     if low is not None and high is not None and low > high:
         msg = f"{what}() has the bounds {low} and {high}; give the lower one first"
         raise SchemaError(msg)
@@ -104,7 +101,7 @@ def _clip(
     frozen: Frozen | None,
 ) -> xr.Variable:
     if frozen is not None:
-        frozen.check(batch)
+        frozen.check(x, batch)
     if low is not None:
         x = np.maximum(x, _within(low, x.dtype, np.ceil))
     return x if high is None else np.minimum(x, _within(high, x.dtype, np.floor))
@@ -156,7 +153,7 @@ def _scale(
     x: xr.Variable, batch: xr.Dataset, *, low: float, high: float, frozen: Frozen | None
 ) -> xr.Variable:
     if frozen is not None:
-        frozen.check(batch)
+        frozen.check(x, batch)
     dtype = float_of(x.dtype)
     scaled: xr.Variable = (x.astype(dtype) - dtype.type(low)) / dtype.type(high - low)
     return scaled
