@@ -122,9 +122,7 @@ def _mirrored(batch: xr.Dataset, factor: int) -> xr.Variable | None:
     b1, b2 = (batch.variables[d] for d in _SIDES)
     f1, f2 = (v.copy(data=np.repeat(v.values[..., ::factor], factor, axis=-1)) for v in (b1, b2))
     b1, b2, f1, f2 = (xr.Variable(v.dims, v.values) for v in (b1, b2, f1, f2))
-    twice: xr.Variable = (
-        (b1 > b2) & (b2 >= f1) & (b2 < f1 + factor) & (b1 >= f2) & (b1 < f2 + factor)
-    )
+    twice: xr.Variable = (b1 > b2) & (b2 >= f1) & (b1 < f2 + factor)
     return twice if twice.values.any() else None
 
 
