@@ -246,6 +246,43 @@ def test_mask_diagonals__leaves_other_chromosomes_alone():
     assert (masked[60, 60:63] == [-1, ds["count"][60, 61], ds["count"][60, 62]]).all()
 
 
+def padded(batch):
+    """Return windows of which the first shows bins beyond a chromosome's end, as padding does."""
+    batch = batch.copy(deep=True)
+    for side in "12":
+        batch[f"bin{side}"][0, -3:] = -1
+    batch["count"][0, -3:] = 0
+    batch["count"][0, :, -3:] = 0
+    return batch
+
+
+def test_padding__has_no_distance_and_is_masked():
+    stats = stats_of(contacts().load())
+    plain = batch_of()
+    batch = padded(plain)
+    for transform in (T.observed_over_expected(stats, between=1), T.zscore(stats)):
+        got, whole = transform(batch)["count"].values, transform(plain)["count"].values
+        assert np.isnan(got[0, -3:]).all()
+        assert np.isnan(got[0, :, -3:]).all()
+        npt.assert_array_equal(got[0, :-3, :-3], whole[0, :-3, :-3])
+        npt.assert_array_equal(got[1:], whole[1:])
+    masked = T.mask_diagonals(2, "count", value=-7)(batch)["count"].values
+    assert (masked[0, -3:] == 0).all()
+    assert masked[0, 0, 0] == masked[1, -1, -1] == -7
+
+
+def test_padding__is_coarsened_with_what_is_there():
+    plain, batch = batch_of(), padded(batch_of())
+    coarse, whole = T.coarsen(2)(batch), T.coarsen(2)(plain)
+    npt.assert_array_equal(coarse["count"][0, :4, :4], whole["count"][0, :4, :4])
+    assert coarse["count"].values[0, 4, 4] == plain["count"].values[0, 8, 8]
+    assert coarse["count"].values[0, 5].sum() == 0
+    assert (
+        coarse.bin1.values[0] == [*whole.bin1.values[0, :4], plain.bin1.values[0, 8] // 2, -1]
+    ).all()
+    npt.assert_array_equal(coarse["count"][1:], whole["count"][1:])
+
+
 # what statistics are of
 
 

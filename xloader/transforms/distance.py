@@ -14,7 +14,8 @@ from xloader.transforms.base import Elementwise, float_of
 from xloader.transforms.frozen import Frozen
 
 Lookup = Callable[[npt.NDArray[Any], npt.NDArray[np.int64]], npt.NDArray[Any]]
-"""Takes chromosomes and, of the shape of the result, distances in bins, -1 between chromosomes."""
+"""Takes chromosomes and, of the shape of the result, distances in bins; below 0
+where there is none: -1 between chromosomes, -2 for bins that only pad a window."""
 
 
 def by_distance(batch: xr.Dataset, of: Lookup, what: str, *, between: bool = False) -> xr.Variable:
@@ -65,7 +66,9 @@ def by_distance(batch: xr.Dataset, of: Lookup, what: str, *, between: bool = Fal
         values = np.lib.stride_tricks.sliding_window_view(lines, w, axis=1)[:, ::-1]
     else:
         distance = np.abs(b2[:, None, :].astype(np.int64) - b1[:, :, None])
-        values = of(first, np.where(first == second, distance, -1))
+        distance = np.where(first == second, distance, -1)
+        distance[(b1 < 0)[:, :, None] | (b2 < 0)[:, None, :]] = -2
+        values = of(first, distance)
     return xr.Variable(dims, values if len(dims) == 3 else values[0])
 
 
@@ -167,7 +170,7 @@ def _observed_over_expected(
     def divisor(chrom: npt.NDArray[Any], distance: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         expected = frozen.at("expected", chrom, distance)
         if between is not None:
-            expected = np.where(distance < 0, between, expected)
+            expected = np.where(distance == -1, between, expected)
         expected = expected + pseudocount
         return np.where(expected > 0, expected, np.nan).astype(dtype)
 

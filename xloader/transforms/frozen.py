@@ -133,12 +133,12 @@ class Frozen:
         chroms : ndarray of str
             Chromosomes.
         distance : ndarray of int64
-            Distances in bins, broadcast against `chroms`; -1 between chromosomes.
+            Distances in bins, broadcast against `chroms`; below 0 where there is none.
 
         Returns
         -------
         ndarray of float64
-            NaN between chromosomes.
+            NaN where there is no distance.
 
         Raises
         ------
@@ -154,7 +154,9 @@ class Frozen:
                 "nearer to the diagonal"
             )
             raise SchemaError(msg)
-        padded = np.column_stack([table, np.full(len(table), np.nan)])  # where -1 points to
+        padded = np.column_stack(
+            [table, np.full((len(table), 2), np.nan)]
+        )  # where -1 and -2 point to
         return np.asarray(padded[self.rows(chroms), distance])
 
 

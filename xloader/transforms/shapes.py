@@ -119,10 +119,16 @@ def _blocks(v: xr.Variable, dims: list[str], factor: int) -> tuple[npt.NDArray[A
 
 def _mirrored(batch: xr.Dataset, factor: int) -> xr.Variable | None:
     """Say which pixels below the diagonal have their mirror image in the same coarse pixel."""
-    b1, b2 = (batch.variables[d] for d in _SIDES)
-    f1, f2 = (v.copy(data=np.repeat(v.values[..., ::factor], factor, axis=-1)) for v in (b1, b2))
-    b1, b2, f1, f2 = (xr.Variable(v.dims, v.values) for v in (b1, b2, f1, f2))
-    twice: xr.Variable = (b1 > b2) & (b2 >= f1) & (b1 < f2 + factor)
+    sides, bounds = [], []
+    for dim in _SIDES:
+        v = batch.variables[dim]
+        blocks = v.values.reshape(*v.shape[:-1], -1, factor)
+        low = np.where(blocks < 0, np.iinfo(blocks.dtype).max, blocks).min(axis=-1)  # -1 only pads
+        each = (low, blocks.max(axis=-1))
+        sides.append(xr.Variable(v.dims, v.values))
+        bounds.append([xr.Variable(v.dims, x.repeat(factor, axis=-1)) for x in each])
+    (b1, b2), (low, _), (_, high) = sides, *bounds
+    twice: xr.Variable = (b1 > b2) & (b2 >= low) & (b1 <= high)
     return twice if twice.values.any() else None
 
 
@@ -149,7 +155,7 @@ def _of_bins(v: xr.Variable, name: str, dim: str, factor: int) -> xr.Variable:
     moved = v.transpose(..., dim)
     values, _ = _blocks(moved, [dim], factor)
     if name == dim:
-        new = values[..., 0] // factor
+        new = values.max(axis=-1) // factor  # -1 only pads
     elif name.startswith("end"):
         new = values[..., -1]
     elif name.startswith("start"):
