@@ -316,6 +316,19 @@ def test_statistics__of_other_data_are_refused():
         T.observed_over_expected(stats, pseudocount=-1)
 
 
+def test_statistics__without_a_chromosome_are_refused_before_anything_is_read():
+    array = Tiles(contact_map())
+    ds, stats = contacts(array), stats_of(contacts().load()).isel(chrom=[0])
+    for transform in (T.zscore(stats), T.compose(T.thin(0.5), T.observed_over_expected(stats))):
+        with pytest.raises(SchemaError, match=r"no statistics of \['chr2'\], only of \['chr1'\]"):
+            xl.Loader(ds, windows=DIAGONAL, batch_size=4, transform=transform)
+        part = ds.isel(bin1=slice(61), bin2=slice(61))
+        xl.Loader(part, windows=DIAGONAL, batch_size=4, transform=transform)
+        big = xl.windows.diagonal(size=50)  # chr2 is too short for these
+        xl.Loader(ds, windows=big, batch_size=1, transform=transform, remainder="drop")
+    assert not array.log
+
+
 def test_statistics__of_the_same_balancing_fit_where_readers_balance():
     stats = stats_of(T.balance()(contacts().load()), weight="weight")
     steps = T.compose(T.balance(), T.observed_over_expected(stats))

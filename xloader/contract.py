@@ -194,6 +194,22 @@ def fusion_of(transform: Transform | None) -> tuple[Fusion | None, Transform | N
     return (None, transform) if fused is None else fused
 
 
+def check(transform: Transform | None, labels: Callable[[], xr.Dataset]) -> None:
+    """
+    Let a transform refuse what it will not be able to serve, before anything is read.
+
+    Parameters
+    ----------
+    transform : callable or None
+        One of this package may have a method `check`.
+    labels : callable
+        Returns the coordinates at the places where windows begin.
+    """
+    method = getattr(transform, "check", None)
+    if callable(method):
+        method(labels)
+
+
 def takes_rng(transform: Transform) -> bool:
     """
     Say whether a transform asks for random generators.

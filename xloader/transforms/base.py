@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xloader.contract import Fusion, SampleRandom, Transform, fusion_of, takes_rng
+from xloader.contract import Fusion, SampleRandom, Transform, check, fusion_of, takes_rng
 from xloader.errors import SchemaError
 from xloader.schema import require
+from xloader.transforms.frozen import Frozen
 
 
 def compose(*transforms: Transform) -> Transform:
@@ -61,6 +62,18 @@ class Composed:
             else:
                 batch = transform(batch)
         return batch
+
+    def check(self, labels: Callable[[], xr.Dataset]) -> None:
+        """
+        Let each transform refuse what it will not be able to serve.
+
+        Parameters
+        ----------
+        labels : callable
+            Returns the coordinates at the places where windows begin.
+        """
+        for transform in self.transforms:
+            check(transform, labels)
 
     def fuse(self) -> tuple[Fusion, Transform | None] | None:
         """
@@ -177,6 +190,26 @@ class Elementwise:
         self.names = variables if into is None else (into,)
         self.fusion = fusion
         self.options = options
+
+    def check(self, labels: Callable[[], xr.Dataset]) -> None:
+        """
+        Refuse chromosomes that frozen statistics do not have.
+
+        Parameters
+        ----------
+        labels : callable
+            Returns the coordinates at the places where windows begin.
+
+        Raises
+        ------
+        SchemaError
+            If there are such; names them.
+        """
+        frozen = self.options.get("frozen")
+        if isinstance(frozen, Frozen) and frozen.chroms:
+            first = labels()
+            require(first, ["chrom1"], f"transform {self.__name__!r}")
+            frozen.rows(first["chrom1"].to_numpy())
 
     def fuse(self) -> tuple[Fusion, None] | None:
         """
