@@ -140,18 +140,20 @@ def _interpolate(x: xr.Variable, _: xr.Dataset) -> xr.Variable:
 
 def _filled(values: Floats, axis: int) -> Floats:
     """Return values with gaps along one axis filled; lines of gaps alone stay."""
-    x = np.moveaxis(values, axis, -1)
-    n = x.shape[-1]
-    place = np.arange(n)
-    seen = ~np.isnan(x)
-    before = np.maximum.accumulate(np.where(seen, place, -1), axis=-1)
-    after = np.minimum.accumulate(np.where(seen, place, n)[..., ::-1], axis=-1)[..., ::-1]
-    before, after = np.where(before < 0, after, before), np.where(after >= n, before, after)
-    empty = ~seen.any(axis=-1, keepdims=True)
-    before, after = (np.where(empty, 0, k) for k in (before, after))
-    low, high = (np.take_along_axis(x, k, axis=-1) for k in (before, after))
-    share = ((place - before) / np.maximum(after - before, 1)).astype(x.dtype)
-    return np.moveaxis(np.where(seen, x, low + share * (high - low)), -1, axis)
+    x = np.moveaxis(values, axis, -1).copy(order="C")
+    flat, n = x.reshape(-1), x.shape[-1]
+    gaps = np.isnan(flat)
+    seen, at = np.flatnonzero(~gaps), np.flatnonzero(gaps)
+    if not len(seen):
+        return values
+    place = np.searchsorted(seen, at)
+    before, after = seen[np.maximum(place - 1, 0)], seen[np.minimum(place, len(seen) - 1)]
+    has_before, has_after = ((k // n == at // n) for k in (before, after))
+    before, after = np.where(has_before, before, after), np.where(has_after, after, before)
+    share = ((at - before) / np.maximum(after - before, 1)).astype(x.dtype)
+    filled = flat[before] + share * (flat[after] - flat[before])
+    flat[at] = np.where(has_before | has_after, filled, np.nan)
+    return np.moveaxis(x, -1, axis)
 
 
 def adaptive_coarsegrain(
