@@ -11,6 +11,7 @@ import xarray as xr
 from typing_extensions import override
 
 from xloader.errors import TransformError
+from xloader.keyed import key_of, mixed, uniform
 
 Transform = Callable[..., xr.Dataset]
 """``f(batch)`` or ``f(batch, *, rng)``; sample by sample in meaning, vectorised in work."""
@@ -45,6 +46,8 @@ class SampleRandom(Sequence[np.random.Generator]):
         Number of the epoch.
     sample_id : ndarray of int64, shape (n,)
         Samples of the batch.
+    path : tuple of int, optional
+        Which of several transforms it is for, see `of`.
 
     Examples
     --------
@@ -53,10 +56,62 @@ class SampleRandom(Sequence[np.random.Generator]):
     True
     """
 
-    def __init__(self, seed: int, *, epoch: int, sample_id: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        epoch: int,
+        sample_id: npt.NDArray[np.int64],
+        path: tuple[int, ...] = (),
+    ) -> None:
         self.seed = seed
         self.epoch = epoch
         self.sample_id = sample_id
+        self.path = path
+
+    def of(self, k: int) -> "SampleRandom":
+        """
+        Return what another random transform of the same batch gets.
+
+        Parameters
+        ----------
+        k : int
+            Which one, from 0 on.
+
+        Returns
+        -------
+        SampleRandom
+            Independent of this one and of those of other `k`.
+        """
+        return SampleRandom(
+            self.seed, epoch=self.epoch, sample_id=self.sample_id, path=(*self.path, k + 1)
+        )
+
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """
+        Return one key per sample, for numbers that are made of keys and places.
+
+        Returns
+        -------
+        ndarray of uint64, shape (n,)
+            Random bits, found for the whole batch at once.
+        """
+        return mixed(self.sample_id, self._key)
+
+    def uniform(self) -> npt.NDArray[np.float64]:
+        """
+        Return one random number per sample, found for the whole batch at once.
+
+        Returns
+        -------
+        ndarray of float64, shape (n,)
+            At least 0, less than 1.
+        """
+        return uniform(self.sample_id, self._key)
+
+    @property
+    def _key(self) -> int:
+        return key_of(_SAMPLE, self.seed, self.epoch, *self.path)
 
     @override
     def __len__(self) -> int:
@@ -65,8 +120,10 @@ class SampleRandom(Sequence[np.random.Generator]):
     @override
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
-            return SampleRandom(self.seed, epoch=self.epoch, sample_id=self.sample_id[i])
-        return np.random.default_rng([_SAMPLE, self.seed, self.epoch, int(self.sample_id[i])])
+            ids = self.sample_id[i]
+            return SampleRandom(self.seed, epoch=self.epoch, sample_id=ids, path=self.path)
+        words = [_SAMPLE, self.seed, self.epoch, int(self.sample_id[i]), *self.path]
+        return np.random.default_rng(words)
 
     @override
     def __iter__(self) -> Iterator[np.random.Generator]:
@@ -135,6 +192,22 @@ def fusion_of(transform: Transform | None) -> tuple[Fusion | None, Transform | N
     fuse = getattr(transform, "fuse", None)
     fused: tuple[Fusion, Transform | None] | None = fuse() if callable(fuse) else None
     return (None, transform) if fused is None else fused
+
+
+def check(transform: Transform | None, labels: Callable[[], xr.Dataset]) -> None:
+    """
+    Let a transform refuse what it will not be able to serve, before anything is read.
+
+    Parameters
+    ----------
+    transform : callable or None
+        One of this package may have a method `check`.
+    labels : callable
+        Returns the coordinates at the places where windows begin.
+    """
+    method = getattr(transform, "check", None)
+    if callable(method):
+        method(labels)
 
 
 def takes_rng(transform: Transform) -> bool:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import cloudpickle
@@ -15,7 +16,7 @@ from typing_extensions import override
 from xloader.axes import Windows
 from xloader.batch import Labeller
 from xloader.buffers import Allocate
-from xloader.contract import SampleRandom, Transform, apply, fusion_of
+from xloader.contract import SampleRandom, Transform, apply, check, fusion_of
 from xloader.cursor import Cursor
 from xloader.described import Described
 from xloader.errors import PerformanceWarning, PlanError, warn
@@ -27,6 +28,7 @@ from xloader.pools import Pools
 from xloader.read import Values
 from xloader.request import (
     draw_windows,
+    first_labels,
     resolve_order,
     resolve_ranks,
     resolve_variables,
@@ -148,6 +150,7 @@ class Loader(Described):
         self.ds, drawn = draw_windows(source, input_dims, input_overlap, windows, remainder)
         self.layout = layout
         self.transform = transform
+        check(transform, partial(first_labels, self.ds, drawn))
         self.prefetch = prefetch
         self.variables = resolve_variables(self.ds, variables)
         self.labels = tuple(labels)

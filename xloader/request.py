@@ -230,6 +230,27 @@ def vocabularies(ds: xr.Dataset, labels: Sequence[str], windows: Windows) -> dic
     return categories
 
 
+def first_labels(ds: xr.Dataset, windows: Windows) -> xr.Dataset:
+    """
+    Return the coordinates at the places where windows begin.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        What is read.
+    windows : Windows
+        Where windows lie.
+
+    Returns
+    -------
+    xarray.Dataset
+        Coordinates alone, each place once along each dimension.
+    """
+    starts = windows.starts_of(np.arange(len(windows)))
+    places = {d: np.unique(starts[:, k]) for k, d in enumerate(windows.dims)}
+    return ds.coords.to_dataset().isel(places)
+
+
 def codes(values: npt.NDArray[Any], categories: Sequence[Any]) -> npt.NDArray[np.int64]:
     """
     Return labels as positions in their vocabulary.

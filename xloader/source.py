@@ -93,6 +93,8 @@ class Source:
         self.fused = any(
             isinstance(r, TileReader) and r.finish is not None for r in self.readers.values()
         )
+        if self.fused and fusion is not None and fusion.weight is not None:
+            self.variable_attrs[fusion.variable]["weight"] = fusion.weight
         sparse = [r for r in self.readers.values() if isinstance(r, RowReader)]
         if layout == "csr" and not sparse:
             msg = (

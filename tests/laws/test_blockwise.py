@@ -42,12 +42,34 @@ def cells(seed):
     return xr.Dataset({"X": (("cell", "gene"), x)}, coords)
 
 
+def stats(weight=""):
+    """Return figures of the training view, which may be any numbers here."""
+    rng = np.random.default_rng(0)
+    table = {
+        k: (("chrom", "distance"), rng.uniform(0.2, 3, (2, N_BINS))) for k in ("expected", "std")
+    }
+    return xr.Dataset(
+        {**table, "percentile": ("quantile", [1.0, 4.0])},
+        {"chrom": ["b", "c"], "distance": np.arange(N_BINS), "quantile": [0.1, 0.9]},
+        {"variable": "count", "weight": weight},
+    )
+
+
 CONTACT_TRANSFORMS = {
     "log1p": tf.log1p("count"),
     "clip": tf.clip(1, 4, "count"),
     "balance": tf.balance(),
     "divisive": tf.balance("KR"),
     "balanced and filled": tf.compose(tf.balance(), tf.log1p("count"), tf.fill(0, "count")),
+    "clip by quantile": tf.clip(0.1, 0.9, stats=stats()),
+    "scale": tf.scale(0.1, 0.9, stats=stats()),
+    "observed_over_expected": tf.observed_over_expected(stats()),
+    "log of balanced o/e": tf.compose(
+        tf.balance(), tf.observed_over_expected(stats("weight"), pseudocount=0.1, log=True)
+    ),
+    "zscore": tf.zscore(stats()),
+    "mask_diagonals": tf.mask_diagonals(2, "count"),
+    "diagonals of zeros": tf.mask_diagonals(3, "count", value=0),
 }
 CELL_TRANSFORMS = {
     "normalize_total": tf.normalize_total(100),
@@ -98,6 +120,74 @@ def test_cells__by_block_as_on_the_whole(name, seed, batch_size, shuffle):
         assert set(served.variables) == set(expected.variables)
         xr.testing.assert_allclose(served, expected, rtol=1e-6)
         assert served.X.dtype == expected.X.dtype
+
+
+@given(
+    seed=st.integers(0, 99),
+    factor=st.sampled_from([1, 2, 3, 4]),
+    size=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    how=st.sampled_from(["sum", "mean"]),
+)
+def test_coarsen__by_block_as_on_the_whole(seed, factor, size, stride, how):
+    ds, transform = contacts(seed), tf.compose(tf.balance(), tf.coarsen(factor, how))
+    whole = transform(ds)
+    shape = xl.windows.grid(size=size * factor, stride=stride * factor)
+    loader = xl.Loader(
+        ds, windows=shape, batch_size=5, shuffle=True, remainder="drop", transform=transform
+    )
+    batch = loader[0]
+    for k, (i, j) in enumerate(loader.plan.windows.starts_of(batch.sample_id.values).tolist()):
+        places = {d: slice(x // factor, x // factor + size) for d, x in (("bin1", i), ("bin2", j))}
+        expected = whole.isel(places)
+        assert set(expected.variables) == set(batch.variables) - {"sample_id"}
+        got = batch.isel(sample=k).drop_vars("sample_id")
+        xr.testing.assert_allclose(got, expected, rtol=1e-6)
+        assert got["count"].dtype == expected["count"].dtype
+        assert got["count"].attrs == expected["count"].attrs
+
+
+@given(seed=st.integers(0, 99), size=st.integers(9, 30), stride=st.integers(1, 20))
+def test_smooth__by_block_as_on_the_whole_away_from_the_edges(seed, size, stride):
+    ds, transform = contacts(seed), tf.compose(tf.balance(), tf.smooth(1, "count"))
+    whole = transform(ds)["count"].values
+    shape = xl.windows.grid(size=size, stride=stride)
+    loader = xl.Loader(ds, windows=shape, batch_size=3, shuffle=True, transform=transform)
+    batch = loader[0]
+    for k, (i, j) in enumerate(loader.plan.windows.starts_of(batch.sample_id.values).tolist()):
+        # a pixel sees four bins around it; where the map ends, so does the window
+        a, b = (0 if x == 0 else 4 for x in (i, j))
+        c, d = (size if x + size == N_BINS else size - 4 for x in (i, j))
+        np.testing.assert_allclose(
+            batch["count"].values[k, a:c, b:d], whole[i + a : i + c, j + b : j + d], rtol=1e-4
+        )
+
+
+WINDOW_TRANSFORMS = {
+    "crop": tf.crop(2),
+    "upper_triangle": tf.upper_triangle(1),
+    "and back": tf.compose(tf.upper_triangle(2), tf.from_upper_triangle(2, "count")),
+    "smooth": tf.compose(tf.balance(), tf.smooth(1.5, "count")),
+    "interpolate": tf.compose(tf.balance(), tf.interpolate("count")),
+    "adaptive_coarsegrain": tf.compose(tf.balance(into="balanced"), tf.adaptive_coarsegrain()),
+    "thin": tf.thin(0.4),
+    "flip": tf.flip(),
+    "all kinds": tf.compose(
+        tf.thin(0.6, into="low"), tf.flip(), tf.balance(), tf.thin(0.5, variable="low")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WINDOW_TRANSFORMS)
+@given(seed=st.integers(0, 99), batch_size=st.integers(2, 9), epoch=st.integers(0, 3))
+def test_windows__are_transformed_each_by_itself(name, seed, batch_size, epoch):
+    ds, transform = contacts(seed), WINDOW_TRANSFORMS[name]
+    shape = {"windows": xl.windows.diagonal(size=12, stride=5), "transform": transform}
+    one = xl.Loader(ds, batch_size=1, **shape)
+    many = xl.Loader(ds, batch_size=batch_size, shuffle=True, **shape)
+    batch = many.batch(epoch, 0)
+    for k, i in enumerate(batch.sample_id.values.tolist()):
+        xr.testing.assert_identical(batch.isel(sample=[k]), one.batch(epoch, i))
 
 
 @given(seed=st.integers(0, 99), batch_size=st.integers(1, 20), epoch=st.integers(0, 3))

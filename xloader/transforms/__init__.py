@@ -1,0 +1,33 @@
+"""Functions from labelled batch to labelled batch; a user's own function is equal to them."""
+
+from xloader.transforms.balancing import balance
+from xloader.transforms.base import compose
+from xloader.transforms.cells import normalize_total, select
+from xloader.transforms.distance import mask_diagonals, observed_over_expected, zscore
+from xloader.transforms.filters import adaptive_coarsegrain, interpolate, smooth
+from xloader.transforms.shapes import coarsen, crop, flip, from_upper_triangle, upper_triangle
+from xloader.transforms.thinning import thin
+from xloader.transforms.values import clip, fill, log1p, scale
+
+__all__ = [
+    "adaptive_coarsegrain",
+    "balance",
+    "clip",
+    "coarsen",
+    "compose",
+    "crop",
+    "fill",
+    "flip",
+    "from_upper_triangle",
+    "interpolate",
+    "log1p",
+    "mask_diagonals",
+    "normalize_total",
+    "observed_over_expected",
+    "scale",
+    "select",
+    "smooth",
+    "thin",
+    "upper_triangle",
+    "zscore",
+]

@@ -1,0 +1,204 @@
+"""Figures of the training view, frozen: tables by distance, quantiles, and what they are figures of."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+
+from xloader.errors import SchemaError
+from xloader.schema import require
+
+Floats = npt.NDArray[np.floating[Any]]
+Int64 = npt.NDArray[np.int64]
+
+
+class Frozen:
+    """
+    What transforms keep of ``xl.statistics``: plain arrays, which travel and can be told from others.
+
+    Parameters
+    ----------
+    stats : xarray.Dataset
+        With the attributes `variable`, `weight` and `binsize`.
+    what : str
+        Name of the transform, for messages.
+    *names : str
+        Variables of `stats` it needs.
+
+    Raises
+    ------
+    SchemaError
+        If the Dataset lacks one of them, or says not what it was made of.
+    """
+
+    def __init__(self, stats: Any, what: str, *names: str) -> None:
+        if not isinstance(stats, xr.Dataset) or "variable" not in stats.attrs:
+            msg = (
+                f"{what}() needs the Dataset that xl.statistics() gives, with the attribute 'variable', "
+                f"not this {type(stats).__name__}"
+            )
+            raise SchemaError(msg)
+        require(stats, names, f"{what}()")
+        self.what = what
+        self.variable = str(stats.attrs["variable"])
+        self.weight = str(stats.attrs.get("weight") or "")
+        self.binsize = stats.attrs.get("binsize") or None
+        self.tables: dict[str, Floats] = {}
+        self.chroms: list[str] = []
+        for name in names:
+            table = stats.variables[name]
+            if "distance" in table.dims:
+                self._check_distances(stats)
+                table = table.transpose("chrom", "distance")
+                self.chroms = np.asarray(stats["chrom"]).astype(str).tolist()
+            self.tables[name] = np.asarray(table.data, np.float64)
+
+    def _check_distances(self, stats: xr.Dataset) -> None:
+        n = stats.sizes["distance"]
+        if not np.array_equal(stats["distance"], np.arange(n)):
+            msg = f"{self.what}() needs figures of each distance from 0 bins on, one by one"
+            raise SchemaError(msg)
+
+    def check(self, x: xr.Variable, batch: xr.Dataset) -> None:
+        """
+        Refuse a batch of other counts than the figures are of.
+
+        Parameters
+        ----------
+        x : xarray.Variable
+            What they are to be used on.
+        batch : xarray.Dataset
+            What it is part of.
+
+        Raises
+        ------
+        SchemaError
+            If balancing or bin size are others.
+        """
+        weight = str(x.attrs.get("weight") or "")
+        if weight != self.weight:
+            msg = (
+                f"transform {self.what!r} has statistics of {self.variable!r} {_balanced(self.weight)}, "
+                f"but the batch has it {_balanced(weight)} (attribute 'weight'); balance both alike"
+            )
+            raise SchemaError(msg)
+        binsize = batch.attrs.get("binsize") or None
+        if binsize != self.binsize:
+            msg = (
+                f"transform {self.what!r} has statistics of bins of {self.binsize} bp, but those of the "
+                f"batch have {binsize} bp; make them of the same resolution"
+            )
+            raise SchemaError(msg)
+
+    def rows(self, chroms: npt.NDArray[Any]) -> Int64:
+        """
+        Return which row of a table is whose.
+
+        Parameters
+        ----------
+        chroms : ndarray of str
+            Names of chromosomes, any shape.
+
+        Returns
+        -------
+        ndarray of int64, of the same shape
+            Positions.
+
+        Raises
+        ------
+        SchemaError
+            If one is not among the statistics; names it.
+        """
+        rows = pd.Index(self.chroms).get_indexer(chroms.ravel().astype(object))
+        if (rows < 0).any():
+            lacking = sorted({str(c) for c in chroms.ravel()[rows < 0]})
+            msg = (
+                f"transform {self.what!r} has no statistics of {lacking}, only of {self.chroms}; make "
+                "them of a view that holds every chromosome the loader serves"
+            )
+            raise SchemaError(msg)
+        return np.asarray(rows.reshape(chroms.shape), np.int64)
+
+    def at(self, name: str, chroms: npt.NDArray[Any], distance: Int64) -> Floats:
+        """
+        Look up a table by chromosome and distance.
+
+        Parameters
+        ----------
+        name : str
+            Which table.
+        chroms : ndarray of str
+            Chromosomes.
+        distance : ndarray of int64
+            Distances in bins, broadcast against `chroms`; below 0 where there is none.
+
+        Returns
+        -------
+        ndarray of float64
+            NaN where there is no distance.
+
+        Raises
+        ------
+        SchemaError
+            If a chromosome or distance is not in the table.
+        """
+        table = self.tables[name]
+        n = table.shape[1]
+        if distance.size and distance.max() >= n:
+            msg = (
+                f"transform {self.what!r} has statistics up to a distance of {n - 1} bins, but the "
+                f"batch reaches {distance.max()}; make them of the whole chromosomes, or cut windows "
+                "nearer to the diagonal"
+            )
+            raise SchemaError(msg)
+        padded = np.column_stack(
+            [table, np.full((len(table), 2), np.nan)]
+        )  # where -1 and -2 point to
+        return np.asarray(padded[self.rows(chroms), distance])
+
+
+def _balanced(weight: str) -> str:
+    return f"balanced by {weight!r}" if weight else "as raw counts"
+
+
+def quantiles(
+    stats: xr.Dataset, what: str, wanted: Sequence[float | None]
+) -> tuple[Frozen, list[float | None]]:
+    """
+    Look up quantiles that were frozen in training.
+
+    Parameters
+    ----------
+    stats : xarray.Dataset
+        With ``percentile (quantile)``, from ``xl.statistics``.
+    what : str
+        Name of the transform, for messages.
+    wanted : sequence of float or None
+        Quantiles between 0 and 1, each one of those of `stats`; None stays None.
+
+    Returns
+    -------
+    tuple of Frozen and list of float or None
+        What the figures are of, and the values.
+
+    Raises
+    ------
+    SchemaError
+        If a quantile is not among the statistics.
+    """
+    frozen = Frozen(stats, what, "percentile", "quantile")
+    there, values = frozen.tables["quantile"], frozen.tables["percentile"]
+    found: list[float | None] = []
+    for q in wanted:
+        if q is None:
+            found.append(None)
+            continue
+        near = np.isclose(there, q, rtol=0, atol=1e-9)
+        if not near.any():
+            msg = f"{what}() asks for the quantile {q}, but the statistics have {there.tolist()}"
+            raise SchemaError(msg)
+        found.append(float(values[near][0]))
+    return frozen, found
