@@ -7,15 +7,19 @@ if TYPE_CHECKING:
     from xloader import errors, orders, simulate, testing, transforms, windows
     from xloader import torch as torch
     from xloader.conversion import convert
+    from xloader.exporting import export
     from xloader.loader import Loader
     from xloader.open import open_cells, open_contacts, resolutions
+    from xloader.predictions import PredictionWriter
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Loader",
+    "PredictionWriter",
     "convert",
     "errors",
+    "export",
     "open_cells",
     "open_contacts",
     "orders",
@@ -28,7 +32,9 @@ __all__ = [
 
 _FROM = {
     "Loader": "loader",
+    "PredictionWriter": "predictions",
     "convert": "conversion",
+    "export": "exporting",
     "open_cells": "open",
     "open_contacts": "open",
     "resolutions": "open",
