@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import xbatcher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -123,6 +124,36 @@ def test_mean__equals_a_plain_sum(scheme, symmetric, tmp_path):
     np.testing.assert_allclose(out.prediction, mean, rtol=1e-12, atol=1e-12)
     np.testing.assert_array_equal(out.coverage, count)
     assert out.attrs["weights"] == ("<lambda>" if scheme == "callable" else scheme)
+
+
+@pytest.mark.parametrize("source", ["contacts", "masked", "cells", "between"])
+def test_law__holds_for_what_keeps_it_and_tells_what_does_not(source, tmp_path):
+    ds = cells() if source == "cells" else contacts()
+    if source == "masked":
+        weight = ds.weight1.values
+        ds = ds.assign(count=ds["count"] * (weight[:, None] * weight))
+    options = {"batch_size": 4, "shuffle": True, "remainder": "pad"}
+    if source == "cells":
+        options["layout"] = "dense"
+    elif source != "between":
+        options["windows"] = grid(size=10, stride=6)
+    if source == "between":  # blocks that no chromosome bounds, as xbatcher cuts them
+        both = {"bin1": 20, "bin2": 20}
+        ds = xbatcher.BatchGenerator(ds, both, {"bin1": 5, "bin2": 5})
+    loader = xl.Loader(ds, variables=["X" if source == "cells" else "count"], **options)
+    out = xl.testing.assert_rebuilds(loader, tmp_path / "o")
+    assert out.attrs["n_missing"] == 0
+    loader = xl.Loader(ds, variables=loader.variables, transform=spoil, **options)
+    with pytest.raises(AssertionError, match=r"(count|X)\[\d+, \d+\] is .* and came back as"):
+        xl.testing.assert_rebuilds(loader, tmp_path / "p")
+
+
+def spoil(batch):
+    """Change one value in each sample by the least that there is."""
+    name = next(iter(batch.data_vars))
+    values = batch[name].values.astype(float)
+    values[:, 3] = np.nextafter(values[:, 3], np.inf)
+    return batch.assign({name: (batch[name].dims, values)})
 
 
 def test_labels__are_those_of_the_source(tmp_path):
