@@ -1,12 +1,15 @@
 """Predictions come back as one labelled map, whatever wrote them, in whatever order."""
 
+import doctest
 import errno
 import multiprocessing
 import os
 import pickle
 import signal
 import tracemalloc
+from pathlib import Path
 
+import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
@@ -176,6 +179,31 @@ def test_labels__are_those_of_the_source(tmp_path):
     np.testing.assert_array_equal(again.prediction[0], loader.ds["count"][:10, :10])
 
 
+def test_nothing__is_nan_wherever_a_map_of_predictions_goes(tmp_path):
+    loader = loader_of(contacts(chroms=(400, 40)), remainder="drop")
+    w = writer_of(loader, tmp_path / "o")
+    for batch in loader:
+        w.write(batch, batch["count"].astype("float32"))
+    with pytest.warns(XloaderWarning, match="samples were not predicted"):
+        out = w.close()
+    known = out.load()
+    assert np.isnan(known.prediction.values[0, 200:]).all()  # tiles that were never written
+    copied = xl.convert(tmp_path / "o", tmp_path / "copy", progress=False)
+    xr.testing.assert_identical(copied.compute(), known)
+    size = [sum(f.stat().st_size for f in (tmp_path / n).rglob("c/*/*")) for n in ("o", "copy")]
+    assert size[0] == size[1]
+    cut = {"bin1": slice(60, 400), "bin2": slice(60, 400)}
+    part = xl.convert(out.isel(cut), tmp_path / "part", progress=False)
+    xr.testing.assert_equal(part.compute(), known.isel(cut))
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{tmp_path}/o/", "/predictions_elsewhere/", recursive=True)
+    try:
+        far = xl.open_contacts("memory://predictions_elsewhere")
+        xr.testing.assert_identical(far.compute(), known)
+    finally:
+        memory.rm("/predictions_elsewhere", recursive=True)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_order__nothing_depends_on_it(dtype, tmp_path):
     loader = loader_of(windows=grid(size=10, stride=3, max_distance=20))
@@ -211,10 +239,10 @@ def test_padding__is_left_out(tmp_path):
 
 
 def test_write__takes_tensors_of_any_float(tmp_path):
-    loader = loader_of(batch_size=23)
+    loader = xl.torch.make_loader(contacts(), **WHOLE, num_workers=0)
     w = writer_of(loader, tmp_path / "o")
-    tensors = xl.torch.to_tensors(loader[0], loader)
-    w.write({"sample_id": tensors["sample_id"]}, tensors["count"].to(torch.bfloat16))
+    for tensors in loader:
+        w.write({"sample_id": tensors["sample_id"]}, tensors["count"].to(torch.bfloat16))
     out = w.close()
     assert out.prediction.dtype == np.float32
     covered = out.coverage.values > 0
@@ -276,7 +304,7 @@ def rank_of(folder, rank, world, stop=None):
 
 @pytest.mark.slow
 def test_ranks__of_real_processes_killed_and_resumed(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # torch is imported once, not nine times
 
     def run(*each):
         processes = [context.Process(target=rank_of, args=(tmp_path, *args)) for args in each]
@@ -595,3 +623,10 @@ def test_tiles__each_window_is_read_once_per_row_of_tiles(tmp_path, monkeypatch)
     )
     w.close()
     assert sorted(rows) == [(kind, row) for kind in (False, True) for row in range(4)]
+
+
+def test_docs__the_page_prints_what_it_shows(tmp_path, monkeypatch):
+    page = Path(__file__).parent.parent / "docs" / "predictions.md"
+    monkeypatch.chdir(tmp_path)
+    failed, tried = doctest.testfile(str(page), module_relative=False)
+    assert (failed, tried > 5) == (0, True)

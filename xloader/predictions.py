@@ -40,7 +40,7 @@ class PredictionWriter:
 
     Parameters
     ----------
-    loader : Loader
+    loader : Loader, or a dataset or DataLoader of `xloader.torch`
         Whose samples are predicted: contact windows, or cells one by one.
     store : str or path-like
         Directory to make. It is not there before it is complete.
@@ -97,10 +97,7 @@ class PredictionWriter:
         memory_budget: int | str = "1GB",
         progress: bool = True,
     ) -> None:
-        if not isinstance(loader, Loader):
-            msg = f"a {type(loader).__name__} is no xl.Loader; give the Loader whose samples are predicted"
-            raise SchemaError(msg)
-        self.loader: Loader = loader
+        self.loader = loader = _loader_of(loader)
         self.store = Path(os.fsdecode(store))
         self.symmetric, self.overwrite, self.progress = symmetric, overwrite, progress
         self.memory_budget = nbytes_of(memory_budget)
@@ -402,6 +399,18 @@ class PredictionWriter:
     @override
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_part": None}
+
+
+def _loader_of(given: Any) -> Loader:
+    """Return the Loader, also of what delivers its batches as tensors."""
+    within = getattr(given, "dataset", given)
+    found = given if isinstance(given, Loader) else getattr(within, "loader", None)
+    if not isinstance(found, Loader):
+        msg = (
+            f"a {type(given).__name__} is no xl.Loader; give the Loader whose samples are predicted"
+        )
+        raise SchemaError(msg)
+    return found
 
 
 def _plain(values: Any) -> npt.NDArray[Any]:
