@@ -5,6 +5,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import tracemalloc
 from pathlib import Path
@@ -179,6 +180,16 @@ def test_labels__are_those_of_the_source(tmp_path):
     np.testing.assert_array_equal(again.prediction[0], loader.ds["count"][:10, :10])
 
 
+def test_zero__is_a_prediction_like_any_other(tmp_path):
+    # whole tiles of 128 x 128 bins are zero, which other stores leave out
+    loader = loader_of(contacts(chroms=(300,)), windows=diagonal(size=150))
+    with writer_of(loader, tmp_path / "o") as w:
+        w.write({"sample_id": np.arange(2)}, np.zeros((2, 150, 150)))
+    out = xl.open_contacts(tmp_path / "o")
+    np.testing.assert_array_equal(out.prediction == 0, out.coverage > 0)
+    assert (out.prediction == 0).sum() == 2 * 150**2
+
+
 def test_nothing__is_nan_wherever_a_map_of_predictions_goes(tmp_path):
     loader = loader_of(contacts(chroms=(400, 40)), remainder="drop")
     w = writer_of(loader, tmp_path / "o")
@@ -269,6 +280,7 @@ def test_resume__a_killed_writer_goes_on(tmp_path):
     with part.open("ab") as file:  # a record that was cut off
         file.write(b"x" * 500)
     assert not (tmp_path / "o").exists()
+    (tmp_path / ".o.predictions" / "closing").touch()  # the process that closed was killed, too
     again = writer_of(loader_of(), tmp_path / "o")
     assert (
         repr(again)
@@ -544,6 +556,16 @@ def test_disk__that_is_full_loses_nothing(tmp_path, monkeypatch):
     out = w.close()
     covered = out.coverage.values > 0
     np.testing.assert_array_equal(out.prediction.values[covered], contact_map()[covered])
+
+
+def test_disk__that_cannot_be_written_is_told(tmp_path):
+    loader = loader_of()
+    w = writer_of(loader, tmp_path / "o")
+    shutil.rmtree(tmp_path / ".o.predictions")
+    with pytest.raises(ReadError, match="cannot write predictions to .*No such file or directory"):
+        w.write(loader[0], loader[0]["count"])
+    with pytest.raises(ReadError, match="nobody may remove it before all ranks are closed"):
+        w.close()
 
 
 def test_close__that_fails_may_be_called_again(tmp_path, monkeypatch):

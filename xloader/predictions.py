@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,10 +34,10 @@ class PredictionWriter:
     Turn predictions of a Loader's samples into a labelled store: the way back.
 
     Each process appends what it predicts to a file of its own, beside the place of the store. When
-    the last rank closes, overlapping windows are brought to their weighted mean in the order of their
-    numbers, tile by tile: the result does not depend on the order in which they were written, and
-    predictions that are equal to their source give that source, bit for bit. A writer of the same
-    loader goes on where one that was killed had stopped.
+    the last rank closes, overlapping windows are brought to their weighted mean in one fixed order,
+    tile by tile: the result does not depend on the order in which they were written, and predictions
+    that are equal to their source give that source, bit for bit. A writer of the same loader goes on
+    where one that was killed had stopped.
 
     Parameters
     ----------
@@ -129,7 +130,8 @@ class PredictionWriter:
     def _begin(self) -> None:
         """Find or make the folder of parts, and say in it that this rank is still writing."""
         mine = _MARK + self._fingerprint()
-        self._folder.mkdir(exist_ok=True)
+        with _told(self._folder):
+            self._folder.mkdir(exist_ok=True)
         others = [p.name for p in self._folder.glob(f"{_MARK}*") if p.name != mine]
         if others:
             msg = (
@@ -260,7 +262,9 @@ class PredictionWriter:
             self._part, self._pid = None, os.getpid()
         if self._part is None:
             rank = self.loader.plan.rank
-            self._part = Part(self._folder, rank, values.dtype, values.shape[1:])
+            with _told(self._folder):
+                self._part = Part(self._folder, rank, values.dtype, values.shape[1:])
+            self._done_of(rank).unlink(missing_ok=True)  # ranks may be known only now
         if (self._part.dtype, self._part.shape) != (values.dtype, values.shape[1:]):
             msg = (
                 f"predictions are {values.dtype} of shape {values.shape[1:]}, and those before were "
@@ -300,7 +304,8 @@ class PredictionWriter:
         if self._part is not None and self._pid == os.getpid():
             self._part.close()
         self._part = None
-        self._done_of(self.loader.plan.rank).touch()
+        with _told(self._folder):
+            self._done_of(self.loader.plan.rank).touch()
         if not all(self._done_of(rank).exists() for rank in range(world)):
             self._closed = True
             return None
@@ -401,6 +406,19 @@ class PredictionWriter:
         return {**self.__dict__, "_part": None}
 
 
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Say what cannot be written, and what to do."""
+    try:
+        yield
+    except OSError as e:
+        msg = (
+            f"cannot write predictions to {str(folder)!r}: {e.strerror}; it must be on a disk with room "
+            "where you may write, and nobody may remove it before all ranks are closed"
+        )
+        raise ReadError(msg) from e
+
+
 def _loader_of(given: Any) -> Loader:
     """Return the Loader, also of what delivers its batches as tensors."""
     within = getattr(given, "dataset", given)
@@ -431,4 +449,5 @@ def _numbers(prediction: Any) -> npt.NDArray[Any]:
     if values.dtype.kind not in "biuf":
         msg = f"predictions are {values.dtype}; give real numbers"
         raise SchemaError(msg)
-    return np.array(values, np.result_type(values.dtype, np.float32))
+    narrow = np.result_type(values.dtype, np.float32) == np.float32
+    return np.array(values, np.float32 if narrow else np.float64)

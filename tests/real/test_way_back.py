@@ -60,6 +60,19 @@ def test_export__is_the_file_that_was_converted(name, real_data, tmp_path):
 
 
 @pytest.mark.real
+def test_export__is_the_single_cell_that_was_opened(real_data, tmp_path):
+    source = real_data / "hic" / "scool_5cells_100kb.scool"
+    with h5py.File(source) as old:
+        for name in sorted(old["cells"])[:1]:
+            path = xl.export(f"{source}::/cells/{name}", tmp_path / name, progress=False)
+            with h5py.File(path) as new:
+                for part in ("chroms", "bins", "pixels", "indexes"):
+                    for key, dataset in old["cells"][name][part].items():
+                        assert same(dataset[()], new[part][key][()]), (name, part, key)
+                assert new["pixels/count"].dtype == old["cells"][name]["pixels/count"].dtype
+
+
+@pytest.mark.real
 def test_export__coarser_resolutions_equal_zoomify(real_data, tmp_path):
     # the file was made by `cooler zoomify` from the one that is exported
     zoomed = real_data / "hic" / FILES[1]

@@ -18,8 +18,8 @@ class AssembledTiles(TileArray):
     """
     A contact map that is the weighted mean of overlapping windows, or how many there are.
 
-    Windows are added in the order of their numbers, so that nothing depends on the order in which
-    they were written. Each row of each window is read once, and no more tiles are in memory than are
+    Windows are added in the order of their first rows, then of their numbers, so that nothing depends
+    on the order in which they were written. Each row of each window is read once, and no more tiles are in memory than are
     asked for.
 
     Parameters
@@ -93,11 +93,11 @@ class AssembledTiles(TileArray):
                 yield here[k : k + most], self.read_tiles(here[k : k + most])
 
     def _touching(self, row: int) -> Int64:
-        """Return the windows that reach into a row of tiles, in the order of their numbers."""
+        """Return the windows that reach into a row of tiles, in their order."""
         bounds = [row * TILE - self.weights.shape[0] + 1, (row + 1) * TILE]
         starts = self.places[:, 0]
         low, high = np.searchsorted(starts, bounds, sorter=self._by_row)
-        return np.sort(self._by_row[low:high])
+        return self._by_row[low:high]
 
     def _assemble(self, row: int, columns: Int64) -> npt.NDArray[Any]:
         """Return some tiles of one row of tiles."""
