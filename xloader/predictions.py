@@ -148,10 +148,12 @@ class PredictionWriter:
         """Return what is the same for every writer whose parts belong together."""
         windows, ds = self.loader.plan.windows, self.loader.ds
         if self._places is None:
-            labels = ds["cell"].values if "cell" in ds.coords else None
-            return digest([len(windows), labels])
-        bins = [v.values for k, v in sorted(self._places.labels.coords.items())]
-        return digest([self._places.starts, bins, self._weights, self.symmetric])
+            names = ds["cell"].values if "cell" in ds.coords else ()
+            return digest([len(windows), "\n".join(map(str, names))])
+        labels = self._places.labels
+        bins = [labels[name].values for name in ("bin1", "start1", "end1")]
+        chrom = "\n".join(map(str, labels["chrom1"].values))
+        return digest([self._places.starts, bins, chrom, self._weights, self.symmetric])
 
     @property
     def _claim(self) -> Path:
