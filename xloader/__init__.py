@@ -8,22 +8,26 @@ if TYPE_CHECKING:
     from xloader import errors, orders, simulate, testing, transforms, windows
     from xloader import torch as torch
     from xloader.conversion import convert
+    from xloader.exporting import export
     from xloader.leakage import check_leakage
     from xloader.loader import Loader
     from xloader.open import open_cells, open_contacts, resolutions
+    from xloader.predictions import PredictionWriter
     from xloader.summary import check_statistics, statistics
-    from xloader.views import split
     from xloader.together import merge
     from xloader.tracks import open_track
+    from xloader.views import split
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Loader",
+    "PredictionWriter",
     "check_leakage",
     "check_statistics",
     "convert",
     "errors",
+    "export",
     "merge",
     "open_cells",
     "open_contacts",
@@ -40,9 +44,11 @@ __all__ = [
 
 _FROM = {
     "Loader": "loader",
+    "PredictionWriter": "predictions",
     "check_leakage": "leakage",
     "check_statistics": "summary",
     "convert": "conversion",
+    "export": "exporting",
     "merge": "together",
     "open_cells": "open",
     "open_contacts": "open",

@@ -227,6 +227,9 @@ class TileArray(StoredArray):
         Whether only tiles with ``i <= j`` are stored; the others are their transposes.
     """
 
+    fill_value: float = 0
+    """What a tile holds that was never written: 0 or NaN."""
+
     def __init__(self, n: int, dtype: npt.DTypeLike, tile: int, *, symmetric: bool) -> None:
         super().__init__((n, n), dtype)
         self.tile = tile

@@ -151,6 +151,7 @@ class StoreTiles(TileArray):
     def __init__(self, array: ChunkedArray, dtype: npt.DTypeLike, *, symmetric: bool) -> None:
         super().__init__(array.shape[0], dtype, TILE, symmetric=symmetric)
         self.array = array
+        self.fill_value = float(array.fill_value.real)
         array.whose = self._bins_of
 
     def _bins_of(self, first: Int64, last: Int64) -> str:

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from xloader.backends.cooler_writer import Bins, CoolerWriter
+from xloader.backends.new_files import new_file
 from xloader.errors import PlanError
-from xloader.simulate.files import new_file
 
 _CHROMOSOMES = {"chr1": 12_000_000, "chr2": 10_000_000, "chr3": 8_000_000, "chr4": 7_000_000}
 _ICE_ROUNDS = 40
@@ -199,44 +200,14 @@ def _ice(pixels: _Pixels, n_bins: int) -> Floats:
 def _write(
     group: h5py.Group, chromosomes: Mapping[str, int], resolution: int, pixels: _Pixels
 ) -> None:
-    """Write one resolution as a cooler of schema version 3."""
-    names = list(chromosomes)
+    """Write one resolution."""
     lengths = np.array(list(chromosomes.values()))
     n_of = -(-lengths // resolution)
-    chrom = np.repeat(np.arange(len(names)), n_of)
+    chrom = np.repeat(np.arange(len(lengths)), n_of)
     start = np.concatenate([np.arange(n) * resolution for n in n_of])
-    n_bins = len(start)
-    weight = _ice(pixels, n_bins)
-    group.attrs.update(
-        {
-            "format": "HDF5::Cooler",
-            "format-version": 3,
-            "format-url": "https://github.com/open2c/cooler",
-            "bin-type": "fixed",
-            "bin-size": resolution,
-            "storage-mode": "symmetric-upper",
-            "genome-assembly": "simulated",
-            "generated-by": "xloader",
-            "metadata": "{}",
-            "nbins": n_bins,
-            "nchroms": len(names),
-            "nnz": len(pixels.counts),
-            "sum": int(pixels.counts.sum()),
-        }
-    )
-    packed = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
-    group["chroms/name"] = np.array(names, "S")
-    group["chroms/length"] = lengths.astype("i4")
-    enum = h5py.enum_dtype({name: k for k, name in enumerate(names)}, basetype="i4")
-    group.create_dataset("bins/chrom", data=chrom.astype("i4"), dtype=enum, **packed)
-    group.create_dataset("bins/start", data=start.astype("i4"), **packed)
-    end = np.minimum(start + resolution, lengths[chrom]).astype("i4")
-    group.create_dataset("bins/end", data=end, **packed)
-    group.create_dataset("bins/weight", data=weight, **packed)
-    group["bins/weight"].attrs.update({"divisive_weights": False, "cis_only": False})
-    columns = {"bin1_id": pixels.bin1, "bin2_id": pixels.bin2, "count": pixels.counts.astype("i4")}
-    for name, values in columns.items():
-        chunks = (max(1, min(len(values), 65_536)),)
-        group.create_dataset(f"pixels/{name}", data=values, chunks=chunks, **packed)
-    group["indexes/bin1_offset"] = np.searchsorted(pixels.bin1, np.arange(n_bins + 1))
-    group["indexes/chrom_offset"] = np.append(0, np.cumsum(n_of))
+    end = np.minimum(start + resolution, lengths[chrom])
+    weight = _ice(pixels, len(start)), {"divisive_weights": False, "cis_only": False}
+    bins = Bins(list(chromosomes), lengths, chrom, start, end, resolution, {"weight": weight})
+    writer = CoolerWriter(group, bins, np.int32, assembly="simulated")
+    writer.append(*pixels)
+    writer.close()

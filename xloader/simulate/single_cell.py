@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from xloader.backends.new_files import new_file
 from xloader.errors import PlanError
-from xloader.simulate.files import new_file
 
 _CHUNK_CELLS = 500
 _MARKERS = 40

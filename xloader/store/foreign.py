@@ -104,9 +104,9 @@ class ForeignArray:
         is_text = kind == "string"
         self.dtype = np.dtype(object if is_text else kind)
         fill = metadata["fill_value"]
-        self._fill = complex(*map(float, fill)) if isinstance(fill, list) else fill
+        self.fill_value = complex(*map(float, fill)) if isinstance(fill, list) else fill
         if not is_text:
-            self._fill = self.dtype.type(self._fill)
+            self.fill_value = self.dtype.type(self.fill_value)
         codecs = metadata["codecs"]
         self._sharding = None
         self._stored = file_shape
@@ -189,7 +189,7 @@ class ForeignArray:
             )
             raise ReadError(msg)
         crossing = ((ids + 1) * sides > self.shape).any(axis=1)
-        out[crossing] = self._fill
+        out[crossing] = self.fill_value
         pastes = _Pastes(ids, sides, self._stored, self.shape)
         if len(pastes.chunks) == 0:
             return
@@ -214,7 +214,7 @@ class ForeignArray:
         for k in range(low, high):
             raw = encoded[k]
             if raw is None:
-                chunk = np.broadcast_to(np.asarray(self._fill, self.dtype), self._stored)
+                chunk = np.broadcast_to(np.asarray(self.fill_value, self.dtype), self._stored)
             else:
                 try:
                     if self._sharding is None:

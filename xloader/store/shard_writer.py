@@ -24,7 +24,8 @@ class Shards:
     """
     A new sharded array, whose shards are written whole by the calling thread.
 
-    Bytes depend on nothing but the values; a chunk of zeros and a shard of such chunks are left out.
+    Bytes depend on nothing but the values; a chunk that holds nothing but the fill value and a shard of
+    such chunks are left out.
 
     Parameters
     ----------
@@ -40,6 +41,8 @@ class Shards:
         Type of the elements.
     dimension_names : sequence of str
         One per dimension.
+    fill_value : float, optional
+        What is read where nothing was written: 0 or NaN. Default: 0.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Shards:
         shards: Sequence[int],
         dtype: np.dtype[Any],
         dimension_names: Sequence[str],
+        fill_value: float = 0,
     ) -> None:
         create_array(
             path,
@@ -63,10 +67,12 @@ class Shards:
             shards=shards,
             dtype=dtype,
             dimension_names=dimension_names,
+            fill_value=fill_value,
         )
         self.path, self.dtype, self.chunk_shape = path, dtype, tuple(chunks)
         self.per_shard = tuple(s // c for s, c in zip(shards, chunks, strict=True))
         self.compression = compression(codec, kind, dtype)
+        self.fill_value = fill_value
 
     def write(self, place: Sequence[int], values: npt.NDArray[Any]) -> None:
         """
@@ -119,7 +125,7 @@ class Shard:
         chunk : ndarray
             Its values, of the dtype of the array; fewer at the ends of the array.
         """
-        if not chunk.any():
+        if np.isnan(chunk).all() if self.array.fill_value else not chunk.any():  # NaN is true
             return
         if chunk.shape != self.array.chunk_shape:
             ends = zip(self.array.chunk_shape, chunk.shape, strict=True)

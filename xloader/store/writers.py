@@ -230,7 +230,7 @@ class TileSource:
         Yields
         ------
         ij : ndarray of int64, shape (k, 2)
-            Some of the tiles; those that are left out hold only zeros.
+            Some of the tiles; those that are left out hold only the fill value.
         tiles : ndarray, shape (k, TILE, TILE)
             Their values; what lies beyond the map is zero.
         """
@@ -334,6 +334,7 @@ class TilesWriter(Writer):
         super().__init__(path, types_for(source.dtype, bits=(16, 32), floats=False))
         self.source, self.codec = source, codec
         self.n = source.variable.shape[0]
+        self.fill_value = source.array.fill_value if source.array else 0.0
         self.side = min(SHARD_SIDE, -(-self.n // TILE) * TILE)
         self.near = near
         n_shards = -(-self.n // self.side)
@@ -357,6 +358,7 @@ class TilesWriter(Writer):
             shards=(self.side, self.side),
             dtype=self.ladder[rung],
             dimension_names=("bin1", "bin2"),
+            fill_value=self.fill_value,
         )
 
     @override

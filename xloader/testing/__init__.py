@@ -8,6 +8,7 @@ from xloader.testing.plans import (
     assert_equal_steps,
     assert_topology_free,
 )
+from xloader.testing.rebuilds import assert_rebuilds
 from xloader.testing.states import assert_resumes_everywhere, assert_state_is_small
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "assert_covers",
     "assert_epochs_differ",
     "assert_equal_steps",
+    "assert_rebuilds",
     "assert_resumes_everywhere",
     "assert_state_is_small",
     "assert_topology_free",

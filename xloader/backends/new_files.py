@@ -6,7 +6,7 @@ from pathlib import Path
 
 import h5py
 
-from xloader.errors import ReadError
+from xloader.errors import ReadError, XloaderError
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def new_file(path: str | Path, *, overwrite: bool) -> Iterator[h5py.File]:
     Raises
     ------
     ReadError
-        If the file exists and may not be replaced, or its folder does not exist.
+        If the file exists and may not be replaced, its folder does not exist, or the disk is full.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -43,5 +43,10 @@ def new_file(path: str | Path, *, overwrite: bool) -> Iterator[h5py.File]:
         with h5py.File(partial, "w") as f:
             yield f
         partial.replace(path)
+    except XloaderError:
+        raise
+    except OSError as e:
+        msg = f"cannot write {str(path)!r}: {e}; make room, or choose another folder"
+        raise ReadError(msg) from e
     finally:
         partial.unlink(missing_ok=True)

@@ -1,0 +1,455 @@
+"""Predictions written batch by batch, from any process and in any order, and made a labelled store."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from typing_extensions import override
+
+from xloader import schema
+from xloader.axes import Int64
+from xloader.conversion import convert
+from xloader.errors import PlanError, ReadError, SchemaError, StateError, warn
+from xloader.loader import Loader
+from xloader.memory import nbytes_of
+from xloader.named import name_samples
+from xloader.placing import Places, fold, place, window_weights
+from xloader.state import digest
+from xloader.store.assembled import AssembledRows, AssembledTiles
+from xloader.store.building import check_place
+from xloader.store.parts import Part, Written
+
+_MARK = "made-for-"
+
+
+class PredictionWriter:
+    """
+    Turn predictions of a Loader's samples into a labelled store: the way back.
+
+    Each process appends what it predicts to a file of its own, beside the place of the store. When
+    the last rank closes, overlapping windows are brought to their weighted mean in one fixed order,
+    tile by tile: the result does not depend on the order in which they were written, and predictions
+    that are equal to their source give that source, bit for bit. A writer of the same loader goes on
+    where one that was killed had stopped.
+
+    Parameters
+    ----------
+    loader : Loader, or a dataset or DataLoader of `xloader.torch`
+        Whose samples are predicted: contact windows, or cells one by one.
+    store : str or path-like
+        Directory to make. It is not there before it is complete.
+    weights : {"uniform", "triangular"}, array of shape (bin1, bin2), or callable, optional
+        What each place in a window counts where windows overlap: the same, or less towards the sides;
+        a function takes the shape of a prediction and returns weights, at least 0.
+    symmetric : bool, optional
+        Whether pairs of bins have no order: a prediction at (i, j) is one of (j, i) as well.
+    margin : int, optional
+        Bins that the model crops at each side of a window.
+    factor : int, optional
+        Bins of the loader that are one bin of a prediction.
+    overwrite : bool, optional
+        Whether a store that is there already is replaced, at the end.
+    memory_budget : int or str, optional
+        Bytes that putting the map together may take.
+    progress : bool, optional
+        Whether to show a progress bar meanwhile.
+
+    Raises
+    ------
+    PlanError
+        If options do not fit the windows.
+    ReadError
+        If something is at the place of the store.
+    SchemaError
+        If samples are neither contact windows nor single cells.
+    StateError
+        If predictions of another loader are left there by a writer that was killed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> ds = xr.Dataset({"x": ("cell", np.arange(4.0))}, {"cell": list("abcd")})
+    >>> loader = Loader(ds, batch_size=3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     writer = PredictionWriter(loader, f"{folder}/out", progress=False)
+    ...     for batch in loader:
+    ...         writer.write(batch, 2 * batch.x.values)
+    ...     writer.close().prediction.values
+    array([0., 2., 4., 6.])
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        store: str | os.PathLike[str],
+        *,
+        weights: Any = "uniform",
+        symmetric: bool = True,
+        margin: int = 0,
+        factor: int = 1,
+        overwrite: bool = False,
+        memory_budget: int | str = "1GB",
+        progress: bool = True,
+    ) -> None:
+        self.loader = loader = _loader_of(loader)
+        self.store = Path(os.fsdecode(store))
+        self.symmetric, self.overwrite, self.progress = symmetric, overwrite, progress
+        self.memory_budget = nbytes_of(memory_budget)
+        windows = loader.plan.windows
+        self._places: Places | None = None
+        if set(windows.dims) == {"bin1", "bin2"}:
+            self._places = place(loader.ds, windows, margin=margin, factor=factor)
+            shape = self._places.shape
+            if symmetric and shape[0] != shape[1]:
+                msg = f"symmetric=True needs square windows, and these are {shape}; pass symmetric=False"
+                raise PlanError(msg)
+            self._name, self._weights = window_weights(weights, shape, symmetric=symmetric)
+        elif not (windows.by_row and windows.dims == ("cell",)):
+            msg = (
+                f"predictions of windows {dict(zip(windows.dims, windows.size, strict=True))} have no "
+                "place; predict contact windows (bin1, bin2) or cells one by one"
+            )
+            raise SchemaError(msg)
+        elif not isinstance(weights, str) or (weights, margin, factor) != ("uniform", 0, 1):
+            msg = "weights, margin and factor are about contact windows; leave them out for cells"
+            raise PlanError(msg)
+        check_place(self.store, overwrite=overwrite)
+        self._folder = self.store.parent / f".{self.store.name}.predictions"
+        self._closed = False
+        self._part: Part | None = None
+        self._pid = os.getpid()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Find or make the folder of parts, and say in it that this rank is still writing."""
+        mine = _MARK + self._fingerprint()
+        with _told(self._folder):
+            self._folder.mkdir(exist_ok=True)
+        others = [p.name for p in self._folder.glob(f"{_MARK}*") if p.name != mine]
+        if others:
+            msg = (
+                f"{str(self._folder)!r} holds predictions of other windows, or with other options, "
+                "whose writer was not closed; go on with the same loader and options, or remove that "
+                "folder to begin anew"
+            )
+            raise StateError(msg)
+        (self._folder / mine).touch()
+        self._done_of(self.loader.plan.rank).unlink(missing_ok=True)
+        self._claim.unlink(missing_ok=True)
+
+    def _fingerprint(self) -> str:
+        """Return what is the same for every writer whose parts belong together."""
+        windows, ds = self.loader.plan.windows, self.loader.ds
+        if self._places is None:
+            names = ds["cell"].values if "cell" in ds.coords else ()
+            return digest([len(windows), "\n".join(map(str, names))])
+        labels = self._places.labels
+        bins = [labels[name].values for name in ("bin1", "start1", "end1")]
+        chrom = "\n".join(map(str, labels["chrom1"].values))
+        return digest([self._places.starts, bins, chrom, self._weights, self.symmetric])
+
+    @property
+    def _claim(self) -> Path:
+        return self._folder / "closing"
+
+    def _done_of(self, rank: int) -> Path:
+        return self._folder / f"done-{rank}-of-{self.loader.plan.world_size}"
+
+    @override
+    def __repr__(self) -> str:
+        n = len(self.loader.plan.windows)
+        state = "closed" if self._closed else f"{n - len(self.missing):,} of {n:,} samples written"
+        return f"<xloader.PredictionWriter> {str(self.store)!r}: {state}"
+
+    @property
+    def missing(self) -> Int64:
+        """
+        Return the samples that no process has written so far.
+
+        Returns
+        -------
+        ndarray of int64
+            Their numbers, increasing, for `Loader.samples`.
+        """
+        n = len(self.loader.plan.windows)
+        self._check_open()
+        written = Written(self._folder)
+        written.close()
+        return np.setdiff1d(np.arange(n), written.ids, assume_unique=True)
+
+    def write(self, batch: xr.Dataset | Mapping[str, Any], prediction: Any) -> None:
+        """
+        Write the predictions of one batch; they are safe when this returns.
+
+        Parameters
+        ----------
+        batch : xarray.Dataset or mapping
+            A batch of the loader, as labels or as tensors: `sample_id`, and `valid` where it is padded.
+            Samples that only pad are left out; one that was written before is replaced.
+        prediction : array, tensor or DataArray, shape (sample, bin1, bin2) or (sample, ...)
+            Numbers; NaN where nothing is predicted. They are kept as float32 or float64, integers of 32
+            bits and more as float64.
+
+        Raises
+        ------
+        ReadError
+            If the disk does not take them.
+        SchemaError
+            If they are of another shape, or no numbers.
+        StateError
+            If the batch is of another loader, or the writer was closed.
+        """
+        self._check_open()
+        ids, valid = self._samples(batch)
+        values = _numbers(prediction)
+        expected = (len(ids),) if self._places is None else (len(ids), *self._places.shape)
+        if values.shape[: len(expected)] != expected or values.ndim > max(len(expected), 2):
+            given = "(sample, outputs)" if self._places is None else "(sample, bin1, bin2)"
+            msg = (
+                f"the prediction is of shape {values.shape}, and this batch asks for {given} = "
+                f"{expected}; drop dimensions of channels, and tell margins and coarser bins by "
+                "PredictionWriter(margin=, factor=)"
+            )
+            raise SchemaError(msg)
+        ids, values = ids[valid], values[valid]
+        if self._places is not None and self.symmetric:
+            values = fold(values, self._places.starts[ids])
+        if len(ids):
+            self._part_of(values).append(ids, values)
+
+    def _samples(
+        self, batch: xr.Dataset | Mapping[str, Any]
+    ) -> tuple[Int64, npt.NDArray[np.bool_]]:
+        """Return the numbers of the samples of a batch, and which of them do not only pad."""
+        if "sample_id" not in batch:
+            msg = f"the batch has no `sample_id`, which says what it is; it has {sorted(map(str, batch))}"
+            raise SchemaError(msg)
+        ids = np.atleast_1d(_plain(batch["sample_id"])).astype(np.int64)
+        valid = np.ones(len(ids), bool)
+        if "valid" in batch:
+            valid = np.atleast_1d(_plain(batch["valid"])).astype(bool)
+        windows, ds = self.loader.plan.windows, self.loader.ds
+        if len(ids) and not 0 <= ids.min() <= ids.max() < len(windows):
+            msg = (
+                f"samples {ids.min()} to {ids.max()} of {len(windows)}; the batch is of another loader "
+                "than this writer's"
+            )
+            raise StateError(msg)
+        if isinstance(batch, xr.Dataset):
+            starts = windows.starts_of(ids)
+            for k, dim in enumerate(windows.dims):
+                if dim not in batch.coords or dim not in ds.coords:
+                    continue
+                here = batch[dim].values.reshape(len(ids), -1)[:, 0]
+                odd = np.flatnonzero(here != ds[dim].values[starts[:, k]])
+                if len(odd):
+                    msg = (
+                        f"sample {ids[odd[0]]} of the batch begins at {dim} {here[odd[0]]}, and that of this "
+                        f"writer's loader is {name_samples(ds, windows, ids[odd[:1]])}; the batch is of "
+                        "another loader, or its windows were shifted at random"
+                    )
+                    raise StateError(msg)
+        return ids, valid
+
+    def _part_of(self, values: npt.NDArray[Any]) -> Part:
+        """Return the file of this process, begun when it is first needed."""
+        if self._pid != os.getpid():  # the parent's file is the parent's
+            self._part, self._pid = None, os.getpid()
+        if self._part is None:
+            rank = self.loader.plan.rank
+            with _told(self._folder):
+                self._part = Part(self._folder, rank, values.dtype, values.shape[1:])
+            self._done_of(rank).unlink(missing_ok=True)  # ranks may be known only now
+        if (self._part.dtype, self._part.shape) != (values.dtype, values.shape[1:]):
+            msg = (
+                f"predictions are {values.dtype} of shape {values.shape[1:]}, and those before were "
+                f"{self._part.dtype} of {self._part.shape}; write all of one kind"
+            )
+            raise SchemaError(msg)
+        return self._part
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = f"the writer of {str(self.store)!r} is closed; make another one to write more"
+            raise StateError(msg)
+
+    def close(self) -> xr.Dataset | None:
+        """
+        Say that this rank is done; the last one puts the store together.
+
+        A warning tells how many samples were never written. If it fails, nothing is lost, and it may
+        be called again.
+
+        Returns
+        -------
+        xarray.Dataset or None
+            The opened store: `prediction (bin1, bin2)` and `coverage (bin1, bin2)`, the number of
+            predictions that each value is the mean of, 0 where it is NaN; or `prediction (cell, output)`
+            and `coverage (cell)`. None if other ranks are not done.
+
+        Raises
+        ------
+        PlanError
+            If nothing was written.
+        ReadError
+            If predictions were damaged, or the disk is full.
+        """
+        self._check_open()
+        world = self.loader.plan.world_size
+        if self._part is not None and self._pid == os.getpid():
+            self._part.close()
+        self._part = None
+        with _told(self._folder):
+            self._done_of(self.loader.plan.rank).touch()
+        if not all(self._done_of(rank).exists() for rank in range(world)):
+            self._closed = True
+            return None
+        try:
+            self._claim.touch(exist_ok=False)
+        except FileExistsError:  # two ranks were the last
+            self._closed = True
+            return None
+        try:
+            result = self._assemble()
+        except BaseException:
+            self._claim.unlink(missing_ok=True)
+            raise
+        self._closed = True
+        shutil.rmtree(self._folder)
+        return result
+
+    def _assemble(self) -> xr.Dataset:
+        written = Written(self._folder)
+        try:
+            n, n_missing = len(self.loader.plan.windows), 0
+            if not len(written.ids):
+                msg = f"no prediction was written to {str(self.store)!r}, of {n} samples; write some first"
+                raise PlanError(msg)
+            n_missing = n - len(written.ids)
+            if n_missing:
+                gone = np.setdiff1d(np.arange(n), written.ids, assume_unique=True)
+                names = name_samples(self.loader.ds, self.loader.plan.windows, gone)
+                warn(
+                    f"{n_missing} of {n} samples were not predicted: {names}; where no other window lies, "
+                    "the result is NaN with a coverage of 0"
+                )
+            ds = self._labelled(written)
+            ds.attrs.update(n_samples=n, n_missing=n_missing)
+            return convert(
+                ds,
+                self.store,
+                memory_budget=self.memory_budget,
+                overwrite=self.overwrite,
+                progress=self.progress,
+            )
+        except OSError as e:
+            if isinstance(e, ReadError):
+                raise
+            msg = (
+                f"cannot write {str(self.store)!r}: {e.strerror}; all predictions are safe in "
+                f"{str(self._folder)!r}: make room and close the writer again"
+            )
+            raise ReadError(msg) from e
+        finally:
+            written.close()
+
+    def _labelled(self, written: Written) -> xr.Dataset:
+        """Return the result, lazily."""
+        if self._places is None:
+            ds = self.loader.ds
+            others = [d for d in ds.dims if d != "cell"]
+            labels = ds.coords.to_dataset().drop_dims(others, errors="ignore")
+            rows = AssembledRows(written, ds.sizes["cell"])
+            there = np.isin(np.arange(ds.sizes["cell"]), written.ids).astype(np.uint8)
+            dims = ("cell", "output")[: len(rows.shape)]
+            variables = {"prediction": schema.lazy(dims, rows), "coverage": ("cell", there)}
+            return labels.assign(variables)
+        at, both = self._places, ("bin1", "bin2")
+        maps = {
+            name: AssembledTiles(
+                written,
+                np.sort(at.starts[written.ids], axis=1)
+                if self.symmetric
+                else at.starts[written.ids],
+                self._weights,
+                at.labels.sizes["bin1"],
+                symmetric=self.symmetric,
+                coverage=name == "coverage",
+            )
+            for name in ("prediction", "coverage")
+        }
+        mode = "symmetric-upper" if self.symmetric else "square"
+        attrs = {**at.labels.attrs, "storage_mode": mode, "weights": self._name}
+        return at.labels.assign({k: schema.lazy(both, v) for k, v in maps.items()}).assign_attrs(
+            attrs
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None and not self._closed:
+            self.close()
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_part": None}
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Say what cannot be written, and what to do."""
+    try:
+        yield
+    except OSError as e:
+        msg = (
+            f"cannot write predictions to {str(folder)!r}: {e.strerror}; it must be on a disk with room "
+            "where you may write, and nobody may remove it before all ranks are closed"
+        )
+        raise ReadError(msg) from e
+
+
+def _loader_of(given: Any) -> Loader:
+    """Return the Loader, also of what delivers its batches as tensors."""
+    within = getattr(given, "dataset", given)
+    found = given if isinstance(given, Loader) else getattr(within, "loader", None)
+    if not isinstance(found, Loader):
+        msg = (
+            f"a {type(given).__name__} is no xl.Loader; give the Loader whose samples are predicted"
+        )
+        raise SchemaError(msg)
+    return found
+
+
+def _plain(values: Any) -> npt.NDArray[Any]:
+    """Return an array in memory, also of a tensor on another device."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if "bfloat16" in str(values.dtype):  # numpy has no such type
+            values = values.float()
+    return np.asarray(values)
+
+
+def _numbers(prediction: Any) -> npt.NDArray[Any]:
+    """Return a prediction as new float32 or float64, whichever holds its type."""
+    if isinstance(prediction, xr.DataArray):
+        order = [d for d in ("sample", "cell", "bin1", "bin2") if d in prediction.dims]
+        prediction = prediction.transpose(*order, ...)
+    values = _plain(prediction)
+    if values.dtype.kind not in "biuf":
+        msg = f"predictions are {values.dtype}; give real numbers"
+        raise SchemaError(msg)
+    narrow = np.result_type(values.dtype, np.float32) == np.float32
+    return np.array(values, np.float32 if narrow else np.float64)
