@@ -109,11 +109,11 @@ def read_table(table: Any) -> Table:
     lines = pd.Series(_text(path).splitlines(), dtype=object)
     # fields beyond those are names and scores, which may hold anything
     fields = lines.str.split(n=6, expand=True).reindex(columns=range(6))
-    first = fields[0].fillna("#")
+    first = fields[0].fillna("#").astype(str)
     fields = fields[~first.str.startswith("#") & ~first.isin(_NO_REGION)]
     if len(fields) and str(fields.iloc[0, 1]).lower() in _HEADS:
         fields = fields.iloc[1:]
-    numbered = fields[[4, 5]].apply(lambda c: c.str.fullmatch(r"-?\d+", na=False))
+    numbered = fields[[4, 5]].apply(lambda c: c.astype(str).str.fullmatch(r"-?\d+"))
     n = 6 if len(fields) and numbered.to_numpy(bool).all() else 3
     rows = [f"line {k + 1}" for k in fields.index.tolist()]
     fields = fields[list(range(n))].set_axis(_PAIRED[:n] if n == 6 else _FIELDS, axis=1)
