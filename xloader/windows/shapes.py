@@ -430,11 +430,11 @@ def regions(table: Any, *, size: Sizes | None = None) -> Regions:
     Ask for a window in the middle of each region of a table.
 
     The middle of a window of an odd number of bins is the bin that holds the middle of its region; that
-    of an even number is the place nearest to it where two bins meet. What becomes of windows that
-    reach beyond the end of a chromosome is said by `remainder` of the Loader: "keep" moves them inward;
-    "pad" serves bins that do not exist as NaN (zero in whole numbers), with `bin1` -1, `start1` and
-    `end1` beyond the end and vectors NaN; "drop" leaves them out, and regions outside of all
-    chromosomes as well, which are refused otherwise. All of them are counted.
+    of an even number is the place nearest to it where two bins meet (the first of two). What becomes
+    of windows that reach beyond the end of a chromosome is said by `remainder` of the Loader: "keep"
+    moves them inward; "pad" serves bins that do not exist as NaN (zero in whole numbers), with `bin1`
+    -1, `start1` and `end1` beyond the end and vectors NaN; "drop" leaves them out, and regions outside
+    of all chromosomes as well, which are refused otherwise. All of them are counted.
 
     Parameters
     ----------
