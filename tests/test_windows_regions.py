@@ -125,10 +125,14 @@ def padded_oracle(whole, asked, size):
     return {**out, "count": counts}
 
 
-@pytest.mark.parametrize("form", ["memory", "tiles", "dask"])
-@given(frame=tables(pairs=True), size=st.integers(1, 12), epoch=st.integers(0, 1))
-def test_pad__bins_beyond_the_end_are_told_by_every_label(whole, form, frame, size, epoch):
-    ds = {"memory": whole, "tiles": short_ended(contacts()), "dask": whole.chunk(bin1=17)}[form]
+@given(
+    frame=tables(pairs=True),
+    size=st.integers(1, 12),
+    epoch=st.integers(0, 1),
+    form=st.sampled_from(["memory", "memory", "tiles", "dask"]),
+)
+def test_pad__bins_beyond_the_end_are_told_by_every_label(whole, frame, size, epoch, form):
+    ds = {"memory": whole, "tiles": short_ended(contacts()), "dask": whole.chunk(bin1=50)}[form]
     shape = xl.windows.regions(frame, size=size)
     loader = xl.Loader(ds, windows=shape, batch_size=4, remainder="pad", shuffle=True)
     for step in range(len(loader)):

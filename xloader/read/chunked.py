@@ -133,13 +133,15 @@ class ChunkReader(Reader):
     @override
     def nbytes(self, first: Int64, last: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
         low, high = self._chunks_of(first, last)
-        hull = np.prod(
-            np.maximum.reduceat(high, ptr[:-1]) - np.minimum.reduceat(low, ptr[:-1]) + 1, axis=1
-        )
+        begins = ptr[:-1]
+        corners = np.minimum.reduceat(low, begins), np.maximum.reduceat(high, begins)
+        hull = np.prod(corners[1] - corners[0] + 1, axis=1)
         largest = self.grid.largest
-        touched = [-(-(s - 1) // c) + 1 for s, c in zip(self.size, largest, strict=True)]
+        # chunks of a window wherever it lies, or of all its places
+        anywhere = [-(-(s - 1) // c) + 1 for s, c in zip(self.size, largest, strict=True)]
+        touched = np.maximum(np.prod(high - low + 1, axis=1), int(np.prod(anywhere)))
         chunk_nbytes = int(np.prod(largest)) * self.dtype.itemsize
-        return np.asarray(np.minimum(hull, np.diff(ptr) * int(np.prod(touched))) * chunk_nbytes)
+        return np.asarray(np.minimum(hull, np.add.reduceat(touched, begins)) * chunk_nbytes)
 
     @override
     def load(self, first: Int64, last: Int64) -> Any:  # numpydoc ignore=GL08
