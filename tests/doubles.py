@@ -137,10 +137,15 @@ def bins_of(
     binsize: int | None = None,
 ) -> ContactBins:
     """Return what windows are drawn from: names of chromosomes and numbers of bins of each axis."""
-    sides: list[Bins] = []
-    for dim, (names, ids) in zip(("bin1", "bin2"), (rows, columns or rows), strict=True):
-        sides.append(Bins(dim, regions_of(names, ids), lambda what: what, lambda what: what))
-    return ContactBins(*sides, binsize=binsize)
+
+    def asis(what: Any) -> Any:
+        return what
+
+    first, second = (
+        Bins(dim, regions_of(*side), asis, asis)
+        for dim, side in (("bin1", rows), ("bin2", columns or rows))
+    )
+    return ContactBins(first, second, binsize=binsize)
 
 
 def grid(n: int = 23, m: int = 31) -> xr.Dataset:
