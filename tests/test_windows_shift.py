@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import numpy.testing as npt
 import pytest
+import xarray as xr
 
 import xloader as xl
 from tests.doubles import (
@@ -16,6 +17,8 @@ from tests.doubles import (
     contacts,
     contacts_in,
 )
+from xloader.axes import Shift, Windows
+from xloader.chunks import consecutive
 from xloader.request import sample_values
 
 SHAPES = {
@@ -154,3 +157,11 @@ def test_workers__serve_the_same_shifted_windows():
     for one, other in zip(*served, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert not torch.equal(served[0][0][0], served[0][1][0])
+
+
+@pytest.mark.parametrize(("room", "whole"), [(1, True), (2, True), (3, False)])
+def test_consecutive__holds_wherever_a_window_may_be(room, whole):
+    shift = Shift(np.array([room]), seed=0)
+    windows = Windows(("x",), (2,), np.zeros((1, 1), np.int64), 1, shift=shift)
+    stored = np.array([0, 1, 2, 4, 5])
+    assert consecutive([stored], xr.Variable("x", stored), windows) == [whole]
