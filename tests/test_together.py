@@ -231,6 +231,22 @@ def test_windows_that_split_coarse_bins__are_told():
         xl.merge(sources, join="outer")
 
 
+def test_shifted_windows__cut_finer_sources_but_no_coarser_ones():
+    sources = {"map": contacts(100, 1), "atac": track(50)}
+    shifted = xl.windows.diagonal(size=16, stride=8, shift=8)
+    values, (chrom, start, end) = sources["atac"]["signal"].values, bins(50)
+    loader = xl.Loader(sources, windows=shifted, batch_size=4, seed=1)
+    for epoch in (0, 1):
+        batch = loader.batch(epoch, 1)
+        for k in range(4):
+            c, a, b = places(batch, k)[:3]
+            expected = values[(chrom == c) & (start >= a) & (end <= b)]
+            npt.assert_array_equal(batch["atac1"].values[k], expected)
+    assert not np.array_equal(loader.batch(0, 1).start1, loader.batch(1, 1).start1)
+    with pytest.raises(PlanError, match="padded or shifted cannot cut whole bins of 'coarse_bin1'"):
+        xl.Loader({"map": contacts(100, 1), "coarse": contacts(400)}, windows=shifted, batch_size=4)
+
+
 def test_real_resolutions__are_what_cooler_reads(real_data):
     real_map = real_data / "hic" / "scer_w303_g1.6res.balanced.mcool"
     fine, coarse = (xl.open_contacts(real_map, resolution=n) for n in (2_000, 8_000))

@@ -80,9 +80,8 @@ def _covered(ds: xr.Dataset, windows: Windows | None, dim: str) -> npt.NDArray[n
     if windows is None or windows.starts is None or dim not in windows.dims:
         return np.ones(n, bool)
     axis = windows.dims.index(dim)
-    starts = windows.starts[:, axis]
-    change = np.bincount(starts, minlength=n + 1)
-    change -= np.bincount(starts + windows.size[axis], minlength=n + 1)
+    first, stop = (x[:, axis] for x in windows.shown_of(np.arange(len(windows))))
+    change = np.bincount(first, minlength=n + 1) - np.bincount(stop, minlength=n + 1)
     return np.asarray(np.cumsum(change)[:-1] > 0)
 
 

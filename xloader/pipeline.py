@@ -109,7 +109,7 @@ def gathered(
                 pools[p] = pools.get(p) or reader.submit(_read_after, before, read, epoch, p)
             needed = {p: pools[p] for p in range(first, last + 1)}
             started = threading.Event() if ahead.group > 1 else None
-            values = gatherer.submit(_gather, source, group.samples, needed, started)
+            values = gatherer.submit(_gather, source, group.samples, epoch, needed, started)
             waiting.append(_Waiting(group, values, started))
             if len(waiting) > ahead.groups:
                 yield from _served(waiting)
@@ -167,20 +167,23 @@ def _read_after(before: list[Future[Any]], read: Read, epoch: int, pool: int) ->
 def _gather(
     source: Source,
     samples: Batch,
+    epoch: int,
     pools: dict[int, Future[Loaded]],
     started: threading.Event | None,
 ) -> dict[str, Values]:
     """Cut a group of batches, alone if whoever waits for `started` labels another meanwhile."""
     try:
         with alone(started.set) if started else nullcontext():
-            return cut(source, samples, {p: future.result() for p, future in pools.items()})
+            return cut(source, samples, epoch, {p: f.result() for p, f in pools.items()})
     finally:
         pools.clear()  # before anybody learns that it is done: the next pool takes their memory
         if started:
             started.set()
 
 
-def cut(source: Source, samples: Batch, pools: Mapping[int, Loaded]) -> dict[str, Values]:
+def cut(
+    source: Source, samples: Batch, epoch: int, pools: Mapping[int, Loaded]
+) -> dict[str, Values]:
     """
     Cut samples out of the pools that hold them.
 
@@ -190,6 +193,8 @@ def cut(source: Source, samples: Batch, pools: Mapping[int, Loaded]) -> dict[str
         Where the pools were loaded from.
     samples : Batch
         Which ones.
+    epoch : int
+        Epoch that shifts windows.
     pools : mapping of int to Loaded
         Pools in memory, by number, increasing.
 
@@ -200,7 +205,7 @@ def cut(source: Source, samples: Batch, pools: Mapping[int, Loaded]) -> dict[str
     """
     if len(pools) == 1:
         (loaded,) = pools.values()
-        return source.gather([(loaded, samples.ids)])
+        return source.gather([(loaded, samples.ids)], epoch)
     # pools between those that are needed may hold nothing of this rank
     needed = [(p, samples.ids[samples.pools == p]) for p in np.unique(samples.pools).tolist()]
-    return source.gather([(pools[p], ids) for p, ids in needed])
+    return source.gather([(pools[p], ids) for p, ids in needed], epoch)

@@ -287,7 +287,8 @@ def plot_windows(parts: Mapping[str, tuple[xr.Dataset, Windows]], *, ax: Any = N
     Returns
     -------
     matplotlib.axes.Axes
-        A line for each chromosome, windows along rows and columns of the map above each other.
+        A line for each chromosome, with windows along rows and columns of the map above each other,
+        wherever they may be shifted to.
 
     Raises
     ------
@@ -332,13 +333,13 @@ def _depth(
             f"windows along {windows.dims} lie on no chromosome; plot_windows draws contact windows"
         )
         raise SchemaError(msg)
-    starts = windows.starts_of(np.arange(len(windows)))
+    first, stop = windows.shown_of(np.arange(len(windows)))
     out = []
     for side in sides:
         axis = windows.dims.index(f"bin{side}")
         n = ds.sizes[f"bin{side}"]
-        change = np.bincount(starts[:, axis], minlength=n + 1)
-        change -= np.bincount(starts[:, axis] + windows.size[axis], minlength=n + 1)[: n + 1]
+        change = np.bincount(first[:, axis], minlength=n + 1)
+        change -= np.bincount(stop[:, axis], minlength=n + 1)
         depth = np.cumsum(change)[:n]
         names, start, end = (ds[f"{c}{side}"].values for c in ("chrom", "start", "end"))
         for r in regions_of(names, ds[f"bin{side}"].values):

@@ -102,7 +102,13 @@ class PredictionWriter:
         self.store = Path(os.fsdecode(store))
         self.symmetric, self.overwrite, self.progress = symmetric, overwrite, progress
         self.memory_budget = nbytes_of(memory_budget)
-        windows = loader.plan.windows
+        windows = loader.plan.windows.unlinked
+        if windows.shift is not None or windows.beyond is not None:
+            msg = (
+                "predictions of windows that are shifted at random or padded have no fixed place; make the "
+                "Loader that predicts without `shift`, and with remainder='keep'"
+            )
+            raise PlanError(msg)
         self._places: Places | None = None
         if set(windows.dims) == {"bin1", "bin2"}:
             self._places = place(loader.ds, windows, margin=margin, factor=factor)

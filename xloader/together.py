@@ -273,6 +273,12 @@ def _linked(ds: xr.Dataset, windows: Windows, axis: int, other: str) -> Windows:
     base, bins = ([ds[c].values for c in three] for three in names)
     first, last = (_positions(bins[0], bins[k], base[0], base[k]) for k in (1, 2))
     starts = windows.starts_of(np.arange(len(windows)))[:, axis]
+    if windows.beyond is not None or (windows.shift is not None and (first < 0).any()):
+        msg = (
+            f"windows that are padded or shifted cannot cut whole bins of {other!r}, which are larger; "
+            "leave out `shift`, or padding (remainder='keep'), or this source"
+        )
+        raise PlanError(msg)
     begin, end = first[starts], last[starts + windows.size[axis] - 1]
     lengths = np.where((begin >= 0) & (end >= 0), end - begin + 1, 0)
     size = int(lengths.max(initial=0))

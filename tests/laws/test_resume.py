@@ -26,7 +26,7 @@ def make(kind, order, *, small=True, **options):
         options = {"labels": ["cell_type"], "transform": noise, **options}
     else:
         ds = contacts(chroms=(300, 200))
-        options = {"windows": xl.windows.diagonal(size=12, stride=8), **options}
+        options = {"windows": xl.windows.diagonal(size=12, stride=8, shift=7), **options}
     if order in ("weighted", "grouped"):
         by = {"cells": "cell_type", "contacts": "chrom1"}[kind]
         n = len(xl.Loader(ds, **{**options, "batch_size": 1}).plan.windows)
