@@ -133,13 +133,12 @@ class ChunkReader(Reader):
     @override
     def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
         places = self._places(starts)
-        first = np.minimum.reduceat(self._chunk_of(places), ptr[:-1])
-        last = np.maximum.reduceat(self._chunk_of(places + np.array(self.size) - 1), ptr[:-1])
-        hull = np.prod(last - first + 1, axis=1)
-        largest = self.grid.largest
-        touched = [-(-(s - 1) // c) + 1 for s, c in zip(self.size, largest, strict=True)]
-        chunk_nbytes = int(np.prod(largest)) * self.dtype.itemsize
-        return np.asarray(np.minimum(hull, np.diff(ptr) * int(np.prod(touched))) * chunk_nbytes)
+        first, last = self._chunk_of(places), self._chunk_of(places + np.array(self.size) - 1)
+        touched = np.add.reduceat(np.prod(last - first + 1, axis=1), ptr[:-1])
+        low, high = np.minimum.reduceat(first, ptr[:-1]), np.maximum.reduceat(last, ptr[:-1])
+        hull = np.prod(high - low + 1, axis=1)
+        chunk_nbytes = int(np.prod(self.grid.largest)) * self.dtype.itemsize
+        return np.asarray(np.minimum(hull, touched) * chunk_nbytes)
 
     @override
     def load(self, starts: Int64) -> Any:  # numpydoc ignore=GL08
