@@ -13,6 +13,7 @@ import xarray as xr
 import xloader as xl
 from tests.doubles import assert_equals_naive
 from tests.test_backend_cooler import bins_of, random_map, rewrite
+from xloader.backends.hdf5 import close_hdf5
 from xloader.errors import PlanError, ReadError, SchemaError
 
 N = 60
@@ -126,6 +127,7 @@ def test_vector_of_single_cells__has_the_cell_dimension(tmp_path):
     for name in maps:
         expected = own[name] if name != "cell-2.cool" else np.full(N, np.nan)
         np.testing.assert_array_equal(ds.KR1.sel(cell=name), expected)
+    close_hdf5(str(path))
     with h5py.File(path, "r+") as f:
         f["cells/11/bins/KR"].attrs["divisive_weights"] = True
     with pytest.raises(
@@ -167,12 +169,14 @@ def test_damaged_cell__is_named(tmp_path):
         ReadError, match=r"`/cells/11/indexes/bin1_offset` of .*a.scool' .* does not fit"
     ):
         ds["count"].load()
+    close_hdf5(str(path))
     with h5py.File(path, "r+") as f:
         del f["cells/11/pixels"]
     with pytest.raises(
         SchemaError, match=r"'/cells' of .* but has \['11'\], which lack a part of a coo"
     ):
         opened(path)
+    close_hdf5(str(path))
     with h5py.File(path, "r+") as f:
         for name in maps:
             del f[f"cells/{name}"]

@@ -82,7 +82,7 @@ class CoolerArray(TileArray):
         steps = np.diff(self._indptr, prepend=0, append=n_pixels)
         if len(self._indptr) != n + 1 or steps.min() < 0 or steps[0] or steps[-1]:
             msg = (
-                f"`indexes/bin1_offset` of {path!r} ({len(self._indptr)} entries, last "
+                f"`{self.group}/indexes/bin1_offset` of {path!r} ({len(self._indptr)} entries, last "
                 f"{self._indptr[-1:].tolist()}) does not fit its {n} bins and {n_pixels} pixels: the "
                 "file was not written to its end, or is damaged; get a new copy"
             )
