@@ -136,6 +136,26 @@ def test_vector_of_single_cells__has_the_cell_dimension(tmp_path):
         opened(path)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_balance__takes_the_vector_of_each_cell(shared, tmp_path):
+    path = tmp_path / "a.scool"
+    vector = np.linspace(0.5, 1, N)
+    maps = write_scool(path, **({"weight": vector} if shared else {}))
+    m = np.stack([*maps.values()])
+    factors = np.stack([vector * (1 if shared else k + 1) for k in range(len(maps))])
+    if not shared:
+        with h5py.File(path, "r+") as f:
+            for name, values in zip(maps, factors, strict=True):
+                f[f"cells/{name}/bins/weight"] = values
+    expected = m * factors[:, :, None] * factors[:, None, :]
+    for input_dims in ({"bin1": 30, "bin2": 30}, {"cell": 1}):
+        ds = opened(path, chunks={}).isel(bin1=slice(30), bin2=slice(30))
+        balance = xl.transforms.balance("weight")
+        loader = xl.Loader(ds, input_dims=input_dims, batch_size=3, transform=balance)
+        got = loader[0]["count"].values.reshape(3, 30, 30)
+        np.testing.assert_allclose(got, expected[:, :30, :30], rtol=1e-6)
+
+
 def test_counts__of_every_cell_fit_the_type(tmp_path):
     path = tmp_path / "a.scool"
     maps = write_scool(path)

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hictkpy
 import numpy as np
 import numpy.typing as npt
 
@@ -43,6 +42,8 @@ class Map:
     """
 
     def __init__(self, path: str, resolution: int) -> None:
+        import hictkpy  # from here on a processor is busy
+
         self.file = hictkpy.File(path, resolution)
         self.resolution = resolution
         lengths = self.file.chromosomes()
@@ -260,6 +261,8 @@ def describe(path: str) -> Answer:
         `resolutions` (bp, increasing), `chroms`, `chrom_lengths` (bp) without the pseudo-chromosome
         of the whole genome, and `assembly`.
     """
+    import hictkpy
+
     file = hictkpy.MultiResFile(path)
     lengths = file.chromosomes()
     answer = {
@@ -368,6 +371,9 @@ def answer(line: bytes) -> Answer:
         return ASKED[request.pop("ask")](**request)
     except Refused as e:
         return {"error": str(e)}, []
+    except (ImportError, MemoryError) as e:
+        remedy = "reinstall hictkpy, or free memory or lower `memory_budget`, and read it again"
+        return {"error": f"{type(e).__name__}: {e}; {remedy}"}, []
     # hictkpy raises what C++ throws; whatever it is, it is told where it was asked for
     except Exception as e:  # noqa: BLE001
         return {"error": f"{e}; {_DAMAGED}"}, []
@@ -408,5 +414,4 @@ def serve(idle: float, requests: int, answers: int) -> None:
 if __name__ == "__main__":
     answers = os.dup(1)
     os.dup2(2, 1)  # whatever libraries print must not get between answers
-    hictkpy.logging.setLevel(50)
     serve(float(sys.argv[1]), 0, answers)
