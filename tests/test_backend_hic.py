@@ -193,6 +193,7 @@ def test_structure__says_what_a_file_is(path, tmp_path):
     with pytest.raises(ReadError, match="none.hic': no such file; check the path"):
         opened(tmp_path / "none.hic")
     assert hic.HicBackendEntrypoint().guess_can_open(str(path))
+    assert xr.open_dataset(path, resolution=5_000).sizes["bin1"] == sum(bins(5_000))
     assert not hic.HicBackendEntrypoint().guess_can_open(tmp_path / "a.hic")
     assert not hic.HicBackendEntrypoint().guess_can_open(tmp_path / "none.hic")
     assert not hic.HicBackendEntrypoint().guess_can_open(b"HIC\0")

@@ -13,8 +13,10 @@ import xarray as xr
 import xloader as xl
 from tests.doubles import assert_equals_naive
 from tests.test_backend_cooler import bins_of, random_map, rewrite
+from xloader.backends.cooler import CellsArray
 from xloader.backends.hdf5 import close_hdf5
 from xloader.errors import PlanError, ReadError, SchemaError
+from xloader.schema import lazy
 
 N = 60
 CELLS = {"cell-2.cool": 2, "11": 11, "cell.10": 10}
@@ -65,6 +67,14 @@ def cooler_names(path):
     return [
         name.removeprefix("/cells/") for name in sorted(cooler.fileops.list_scool_cells(str(path)))
     ]
+
+
+@pytest.mark.parametrize(("n", "side"), [(5_000, 1_024), (300, 300), (0, 1)])
+def test_chunks__are_squares_of_one_cell(n, side):
+    """A chunk of all bins would take gigabytes of a fine map."""
+    cells = CellsArray("nowhere", ["/cells/a", "/cells/b"], n, "int32")
+    preferred = lazy(("cell", "bin1", "bin2"), cells).encoding["preferred_chunks"]
+    assert preferred == {"cell": 1 if n == 5_000 else 2, "bin1": side, "bin2": side}
 
 
 def test_each_cell__opens_by_its_path(tmp_path):

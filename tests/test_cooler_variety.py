@@ -247,6 +247,7 @@ def test_structure__not_the_name_says_what_a_file_is(tmp_path):
     with h5py.File(tmp_path / "other.mcool", "w") as f:
         f["obs"] = 1
     assert guess(tmp_path / "right")
+    np.testing.assert_array_equal(xr.open_dataset(tmp_path / "right")["count"], random_map(9))
     assert guess(f"{tmp_path}/right::/")
     assert not guess(f"{tmp_path}/right::/7")
     assert not guess(tmp_path / "wrong.cool")

@@ -283,7 +283,7 @@ def _count_type(path: str, coarsest: int) -> str:
         msg = (
             f"{path!r} holds no contact within any chromosome at {coarsest:,} bp: its index is "
             "damaged or was not written to its end; get a new copy, or if it is meant to be empty "
-            "open it with count_type='int32'"
+            "open it with xr.open_dataset(path, engine='hic', count_type='int32')"
         )
         raise ReadError(msg)
     return "int32" if held["integers"] else "float32"

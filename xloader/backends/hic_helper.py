@@ -190,7 +190,10 @@ class Map:
                 f"the count at {told(self.region(*row))} x {told(self.region(*column))} is {value}"
             )
             if np.isfinite(value) and value >= 0:
-                msg = f"{what}, which no int32 holds; open the file with count_type='float32'"
+                msg = (
+                    f"{what}, which no int32 holds; open the file with "
+                    "xr.open_dataset(path, engine='hic', count_type='float32')"
+                )
             else:
                 msg = (
                     f"{what}, and counts are numbers from 0 on; the file is damaged, make it again"
