@@ -11,6 +11,8 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 
 import xloader as xl
 from tests.doubles import assert_equals_naive
@@ -83,6 +85,43 @@ def test_values__any_selection_equals_the_matrix(chunks, path):
     part = ds["count"].isel(bin1=slice(250, 100, -3), bin2=17)
     np.testing.assert_array_equal(part.values, m[250:100:-3, 17])
     assert ds["count"].isel(bin1=slice(5, 5)).shape == (0, n)
+
+
+@pytest.mark.parametrize("most", [1, 3, 100, 256])
+def test_tiles__in_any_pattern_are_those_of_the_map(most, path):
+    """Whichever rectangles they are asked for in, each tile is itself, and none is lost."""
+    array = opened(path, resolution=1_000)["count"].variable._data
+    while not isinstance(array, hic.HicArray):
+        array = array.array
+    m, t = matrix(1_000), array.tile
+    padded = np.pad(m, (0, 3 * t - len(m)))
+    every = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
+    for ij in (every, [(0, 0), (2, 2)], [(1, 2)], [(0, 2), (1, 1)], every[1:]):
+        expected = {(i, j): padded[i * t : i * t + t, j * t : j * t + t] for i, j in ij}
+        for at, tile in zip(ij, array.read_tiles(np.array(ij)), strict=True):
+            np.testing.assert_array_equal(tile, expected[at])
+        found = {}
+        for some, tiles in array.read_filled(np.array(ij), most):
+            assert len(some) <= most
+            found.update({tuple(at): tile for at, tile in zip(some.tolist(), tiles, strict=True)})
+        assert found.keys() == {at for at, tile in expected.items() if tile.any()}
+        for at, tile in found.items():
+            np.testing.assert_array_equal(tile, expected[at])
+    assert array.read_tiles(np.empty((0, 2), np.int64)).shape == (0, t, t)
+
+
+@given(ij=st.sets(st.tuples(st.integers(0, 40), st.integers(0, 90))), most=st.integers(1, 300))
+def test_boxes__hold_every_tile_once(ij, most):
+    ij = np.array(sorted((min(p), max(p)) for p in ij)).reshape(-1, 2)
+    ij = np.unique(ij, axis=0).astype(np.int64)
+    seen = []
+    for which, low, high in hic._boxes(ij, most):
+        assert ((ij[which] >= low) & (ij[which] < high)).all()
+        assert len(which) <= np.prod(high - low) <= most
+        assert 2 * len(which) >= np.prod(high - low)
+        assert low[0] <= low[1]  # hictkpy reads nothing else
+        seen += which.tolist()
+    assert sorted(seen) == list(range(len(ij)))
 
 
 def test_labels__are_those_of_the_file(path):

@@ -227,6 +227,9 @@ class TileArray(StoredArray):
         Whether only tiles with ``i <= j`` are stored; the others are their transposes.
     """
 
+    rows_together: int = 1
+    """Rows of tiles that are best read together, because storage decodes several at once."""
+
     def __init__(self, n: int, dtype: npt.DTypeLike, tile: int, *, symmetric: bool) -> None:
         super().__init__((n, n), dtype)
         self.tile = tile

@@ -1,6 +1,5 @@
 """Contact maps in .hic files (versions 8 and 9), read by hictkpy in a process of its own."""
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,8 +24,8 @@ TILE = 128
 MAGIC = b"HIC\0"
 """First bytes of every .hic file."""
 
-_RUN = 64
-"""Tiles that are asked for at a time; 4 MB."""
+_COLUMNS = 32
+"""Columns of tiles that are asked for at a time."""
 
 _COUNT_TYPES = ("int32", "float32")
 
@@ -48,6 +47,9 @@ class HicArray(TileArray):
         of `read_tiles` where integers are asked for.
     """
 
+    # blocks of a file are squares of some hundred bins, which hictkpy decodes whole
+    rows_together = 8
+
     def __init__(self, path: str, resolution: int, n: int, dtype: str) -> None:
         super().__init__(n, dtype, TILE, symmetric=True)
         self.path = path
@@ -56,10 +58,10 @@ class HicArray(TileArray):
     @override
     def read_tiles(self, ij: Int64) -> npt.NDArray[Any]:  # numpydoc ignore=GL08
         out = np.zeros((len(ij), self.tile, self.tile), self.dtype)
-        for first, last in _runs(ij):
-            part = self._run(ij[first], last - first)
-            if part is not None:
-                out[first:last] = part
+        for which, low, high in _boxes(ij, _COLUMNS * self.rows_together):
+            grid = self._box(low, high)
+            if grid is not None:
+                out[which] = grid[tuple((ij[which] - low).T)]
         return out
 
     def read_filled(self, ij: Int64, most: int) -> Iterator[tuple[Int64, npt.NDArray[Any]]]:
@@ -80,33 +82,51 @@ class HicArray(TileArray):
         tiles : ndarray, shape (k, tile, tile)
             Their values.
         """
-        for first, last in _runs(ij, most):
-            tiles = self._run(ij[first], last - first)
-            if tiles is not None:
+        for which, low, high in _boxes(ij, most):
+            grid = self._box(low, high)
+            if grid is not None:
+                tiles = grid[tuple((ij[which] - low).T)]
                 filled = tiles.any(axis=(1, 2))
-                yield ij[first:last][filled], tiles[filled]
+                yield ij[which][filled], tiles[filled]
 
-    def _run(self, at: Int64, m: int) -> npt.NDArray[Any] | None:
-        """Read `m` tiles of one row; None if all are zero."""
-        (i, j), t, n = at.tolist(), self.tile, self.shape[0]
-        r0, r1, c0, c1 = i * t, min((i + 1) * t, n), j * t, min((j + m) * t, n)
+    def _box(self, low: Int64, high: Int64) -> npt.NDArray[Any] | None:
+        """Read a rectangle of tiles, shape (rows, columns, tile, tile); None if all are zero."""
+        t = self.tile
+        (r0, c0), (r1, c1) = (low * t).tolist(), np.minimum(high * t, self.shape).tolist()
         what = f"bins {r0}-{r1} x {c0}-{c1} of {self.path!r} at {self.resolution:,} bp"
         request = {"path": self.path, "resolution": self.resolution, "dtype": self.dtype.name}
         _, arrays = ask(what, ask="rectangle", box=[r0, r1, c0, c1], **request)
         if not arrays:
             return None
-        padded = np.zeros((t, m * t), self.dtype)
+        padded = np.zeros((high - low) * t, self.dtype)
         padded[: r1 - r0, : c1 - c0] = arrays[0]
-        return padded.reshape(t, m, t).swapaxes(0, 1)
+        h, w = (high - low).tolist()
+        return padded.reshape(h, t, w, t).swapaxes(1, 2)
 
 
-def _runs(ij: Int64, most: int = _RUN) -> Iterator[tuple[int, int]]:
-    """Cut tiles into neighbours in one row."""
-    breaks = np.flatnonzero((np.diff(ij[:, 0]) != 0) | (np.diff(ij[:, 1]) != 1)) + 1
-    edges = [0, *breaks.tolist(), len(ij)] if len(ij) else []
-    for first, last in itertools.pairwise(edges):
-        for k in range(first, last, min(most, _RUN)):
-            yield k, min(k + min(most, _RUN), last)
+def _boxes(ij: Int64, most: int) -> Iterator[tuple[Int64, Int64, Int64]]:
+    """
+    Group tiles into rectangles of at most so many, of which they fill at least half.
+
+    Yields the places of the tiles, and the first and last (excluded) row and column.
+    """
+    rows = min(HicArray.rows_together, most)
+    yield from _filled(ij, np.arange(len(ij)), (rows, max(1, min(_COLUMNS, most // rows))))
+
+
+def _filled(ij: Int64, which: Int64, cell: tuple[int, int]) -> Iterator[tuple[Int64, Int64, Int64]]:
+    """Cut tiles along a grid, and again along a finer one where they lie too far apart."""
+    keys = ij[which] // np.array(cell)
+    order = np.lexsort(keys.T[::-1])
+    breaks = np.flatnonzero(np.diff(keys[order], axis=0).any(axis=1)) + 1
+    for part in np.split(which[order], breaks):
+        if not len(part):
+            continue
+        low, high = ij[part].min(axis=0), ij[part].max(axis=0) + 1
+        if 2 * len(part) >= np.prod(high - low):
+            yield part, low, high
+        else:
+            yield from _filled(ij, part, (max(1, cell[0] // 2), max(1, cell[1] // 2)))
 
 
 class HicBackendEntrypoint(ResolutionsEntrypoint):

@@ -213,7 +213,12 @@ def told(region: tuple[str, int, int]) -> str:
     Returns
     -------
     str
-        Such as ``"chr2:1,000,000-2,000,000"``.
+        With commas.
+
+    Examples
+    --------
+    >>> told(("chr2", 1_000_000, 2_000_000))
+    'chr2:1,000,000-2,000,000'
     """
     return f"{region[0]}:{region[1]:,}-{region[2]:,}"
 
