@@ -299,6 +299,17 @@ def test_convert__keeps_every_resolution(path, tmp_path):
         np.testing.assert_array_equal(pair[1]["count"], matrix(size))
 
 
+def test_convert__asks_for_several_rows_of_tiles_at_once(path, tmp_path, monkeypatch):
+    asked = []
+    plain = hic.ask
+    monkeypatch.setattr(
+        hic, "ask", lambda what, **request: asked.append(request) or plain(what, **request)
+    )
+    xl.convert(path, tmp_path / "s", progress=False)
+    boxes = {tuple(request["box"]) for request in asked if request["ask"] == "rectangle"}
+    assert boxes == {(0, 309, 0, 309), (0, 63, 0, 63)}
+
+
 def test_loader__serves_windows(path):
     ds = opened(path, resolution=1_000, chunks={})
     for kwargs in ({"windows": xl.windows.diagonal(size=8)}, {"input_dims": {"bin1": 7}}):
