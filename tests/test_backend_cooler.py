@@ -2,7 +2,6 @@
 
 import multiprocessing
 import pickle
-import re
 
 import cooler
 import dask
@@ -400,21 +399,6 @@ def test_resolution__is_one_that_is_there(mcool):
         opened(mcool)
     with pytest.raises(SchemaError, match="has no resolution 500; it has 2000 .bp"):
         opened(f"{mcool}::/resolutions/2000", resolution=500)
-
-
-def test_scool__is_refused_and_its_cells_open(tmp_path):
-    cells = {f"cell.{k}": random_map(9, k) for k in range(3)}
-    pixels = {}
-    for name, matrix in cells.items():
-        i, j = np.nonzero(np.triu(matrix))
-        pixels[name] = pd.DataFrame({"bin1_id": i, "bin2_id": j, "count": matrix[i, j]})
-    path = str(tmp_path / "a.scool")
-    cooler.create_scool(path, bins_of(9), pixels)
-    hint = re.escape(f"open one of them as '{path}::/cells/cell.0'")
-    with pytest.raises(SchemaError, match=f"holds 3 single cells in '/cells', not one map; {hint}"):
-        opened(path)
-    for name, matrix in cells.items():
-        np.testing.assert_array_equal(opened(f"{path}::/cells/{name}")["count"].values, matrix)
 
 
 @pytest.mark.parametrize("name", ["bins/end", "chroms/name", "pixels/count", "indexes/bin1_offset"])

@@ -230,6 +230,9 @@ class TileArray(StoredArray):
     fill_value: float = 0
     """What a tile holds that was never written: 0 or NaN."""
 
+    rows_together: int = 1
+    """Rows of tiles that are best read together, because storage decodes several at once."""
+
     def __init__(self, n: int, dtype: npt.DTypeLike, tile: int, *, symmetric: bool) -> None:
         super().__init__((n, n), dtype)
         self.tile = tile

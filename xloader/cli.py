@@ -23,7 +23,7 @@ def cli() -> None:
 @click.option("--memory-budget", default="1GB", help="Most memory to use.")
 @click.option("--overwrite", is_flag=True, help="Replace a store that exists.")
 def convert(source: str, store: Path, codec: str, memory_budget: str, *, overwrite: bool) -> None:
-    """Write SOURCE (.cool, .mcool, .h5ad) as a training store STORE."""
+    """Write SOURCE (.cool, .mcool, .hic, .h5ad) as a training store STORE."""
     from xloader.conversion import convert as run
 
     click.echo(run(source, store, codec=codec, memory_budget=memory_budget, overwrite=overwrite))
@@ -33,7 +33,7 @@ def convert(source: str, store: Path, codec: str, memory_budget: str, *, overwri
 @click.option(
     "--out", type=click.Path(path_type=Path), default="xloader-demo", help="Output folder."
 )
-@click.option("--contacts", type=click.Path(), help="Your own .cool, .mcool or store.")
+@click.option("--contacts", type=click.Path(), help="Your own .cool, .mcool, .hic or store.")
 @click.option("--resolution", type=int, help="Bin size, in bp.  [default: the finest]")
 @click.option("--held-out-chromosome", help="Chromosome to validate on.  [default: a middle one]")
 @click.option("--cells", type=click.Path(), help="Your own .h5ad or store.")

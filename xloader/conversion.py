@@ -53,8 +53,9 @@ def convert(
     Parameters
     ----------
     source : str, path-like or xarray.Dataset
-        A ``.cool``, ``.mcool`` (all its resolutions) or ``.h5ad`` file, another store, or an opened
-        Dataset with whatever was selected from it.
+        A ``.cool``, ``.mcool`` or ``.hic`` (all their resolutions) or ``.h5ad`` file, one cell of a
+        ``.scool`` file (``file::/cells/ID``), another store, or an opened Dataset with whatever was
+        selected from it.
     store : str or path-like
         Directory to make.
     shuffle : bool, optional
@@ -137,6 +138,12 @@ def _check(
         empty = [str(d) for d, n in ds.sizes.items() if n == 0]
         if empty or not ds.data_vars:
             msg = f"there is nothing to convert: {dict(ds.sizes)}, variables {list(ds.data_vars)}"
+            raise PlanError(msg)
+        if kind == "contacts" and "cell" in ds.sizes:
+            msg = (
+                f"a store holds one contact map, not those of {ds.sizes['cell']} cells; convert each "
+                "cell by itself: its path, such as 'cells.scool::/cells/ID', or isel(cell=0)"
+            )
             raise PlanError(msg)
         if kind == "contacts" and ds.sizes["bin1"] != ds.sizes["bin2"]:
             msg = (

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
+from xloader.backends import hic
 from xloader.backends import store as store_backend
 from xloader.errors import SchemaError
 from xloader.store.layout import missing, read_root
@@ -43,21 +44,28 @@ def identify(path: str | os.PathLike[str]) -> tuple[str, str]:
     place = place_of(path)
     if isinstance(place, Url):
         return "xloader", str(read_root(place)["kind"])
-    file = Path(str(place).partition("::")[0])
+    name, _, group = str(place).partition("::")
+    file = Path(name)
     if not file.exists():
         raise missing(file)
     if file.is_dir():
         return "xloader", str(read_root(file)["kind"])
+    if hic.is_hic(file):
+        return "hic", "contacts"
     from xloader.backends.hdf5 import damage_told, open_hdf5  # stores do without h5py
 
-    with damage_told(repr(str(file))):
-        groups = set(open_hdf5(str(file)))
+    with damage_told(repr(name)):
+        found = open_hdf5(name).get(group or "/")
+        groups = set(found) if hasattr(found, "keys") else set()
     if {"obs", "var"} <= groups:
         return "anndata", "cells"
     if {"bins", "pixels"} <= groups or groups & {"resolutions", "cells"}:
         return "cooler", "contacts"
-    if groups and all(name.isdecimal() for name in groups):
+    if group.rstrip("/").endswith("cells") or (groups and all(map(str.isdecimal, groups))):
         return "cooler", "contacts"
+    if group and not groups:
+        msg = f"{name!r} has no group {group!r}; at its root it has {sorted(open_hdf5(name))}"
+        raise SchemaError(msg)
     msg = (
         f"{str(file)!r} is HDF5, but neither a cooler (groups bins, pixels, indexes or resolutions) nor "
         f"AnnData (obs, var): it has {sorted(groups)}"
@@ -91,8 +99,9 @@ def open_contacts(
     Parameters
     ----------
     path : str or path-like
-        A ``.cool`` or ``.mcool`` file, ``file::group``, or a store made by `convert`: its directory,
-        or any URL of it that fsspec opens.
+        A ``.cool``, ``.mcool``, ``.scool`` or ``.hic`` file, ``file::group`` (such as
+        ``cells.scool::/cells/ID``), or a store made by `convert`: its directory, or any URL of it
+        that fsspec opens.
     resolution : int, optional
         Bin size, in bp. Default: the only one there is.
     view : str or sequence of str, optional
@@ -105,8 +114,8 @@ def open_contacts(
     Returns
     -------
     xarray.Dataset
-        `count (bin1, bin2)` with `chrom1`, `start1`, `end1`, balancing vectors, and the same on
-        `bin2`.
+        `count (bin1, bin2)`, or of all cells of a ``.scool`` file `count (cell, bin1, bin2)`, with
+        `chrom1`, `start1`, `end1`, balancing vectors, and the same on `bin2`.
 
     Raises
     ------
@@ -121,7 +130,7 @@ def open_contacts(
         return ds
     regions = [view] if isinstance(view, str) else list(view)
     chrom, start, end = (ds[f"{name}1"].values for name in ("chrom", "start", "end"))
-    parts = [_bins_of(region, chrom, start, end) for region in regions]
+    parts = [_bins_of(region, _text(path), chrom, start, end) for region in regions]
     if not parts:
         msg = "view=[] keeps nothing; name chromosomes or regions, or leave it out"
         raise SchemaError(msg)
@@ -133,7 +142,11 @@ def open_contacts(
 
 
 def _bins_of(
-    region: Any, chrom: npt.NDArray[Any], start: npt.NDArray[Any], end: npt.NDArray[Any]
+    region: Any,
+    path: str,
+    chrom: npt.NDArray[Any],
+    start: npt.NDArray[Any],
+    end: npt.NDArray[Any],
 ) -> npt.NDArray[np.int64]:
     """Return the bins that a region touches."""
     if not isinstance(region, str):
@@ -147,13 +160,16 @@ def _bins_of(
         if match:
             low, high = (int(match[k].replace(",", "")) for k in (2, 3))
     if name not in names:
-        msg = f"no chromosome {name!r} (view {region!r}); there are {names}"
+        msg = f"{path!r}: no chromosome {name!r} (view {region!r}); there are {names}"
         raise SchemaError(msg)
     inside = chrom == name
     length = int(end[inside].max())
     if low is not None and high is not None:
         if not low < high <= length:
-            msg = f"region {region!r} is not within {name!r}, which has 0-{length:,} bp"
+            msg = (
+                f"{path!r}: region {region!r} is not within {name!r}, which has 0-{length:,} bp; choose "
+                "a part of that"
+            )
             raise SchemaError(msg)
         inside &= (start < high) & (end > low)
     return np.flatnonzero(inside)
@@ -212,8 +228,11 @@ def resolutions(path: str | os.PathLike[str]) -> list[int]:
     SchemaError
         If it holds something else.
     """
-    if _engine(path, "contacts") is store_backend.StoreBackendEntrypoint:
+    engine = _engine(path, "contacts")
+    if engine is store_backend.StoreBackendEntrypoint:
         return store_backend.resolutions(path)
+    if engine == "hic":
+        return hic.resolutions(_text(path))
     from xloader.backends.cooler_groups import coolers
     from xloader.backends.hdf5 import damage_told
 

@@ -57,6 +57,8 @@ def _chunk_shape(array: StoredArray) -> tuple[int, ...]:
     elif len(shape) == 2 and across[0] < shape[1]:
         columns = CHUNK_NBYTES // (unit * array.dtype.itemsize) // across[0]
         chunk = (unit, max(columns, 1) * across[0])
+    elif tuple(across) != shape[1:]:
+        chunk = array.unit
     else:
         while unit > 1 and unit * row_nbytes > 2 * CHUNK_NBYTES:
             unit = -(-unit // 2)
@@ -128,36 +130,42 @@ def keep_labels(ds: xr.Dataset) -> xr.Dataset:
 
 
 def contacts_dataset(
-    count: TileArray,
+    count: StoredArray,
     *,
     chrom: npt.NDArray[Any],
     start: npt.NDArray[Any],
     end: npt.NDArray[Any],
     weights: Mapping[str, Column],
     attrs: Mapping[str, Any],
+    cell: npt.NDArray[Any] | None = None,
 ) -> xr.Dataset:
     """
     Build the labelled Dataset of a contact map.
 
     Parameters
     ----------
-    count : TileArray, shape (n_bins, n_bins)
+    count : StoredArray, shape (n_bins, n_bins) or (n_cells, n_bins, n_bins)
         Contact counts.
     chrom : ndarray of str, shape (n_bins,)
         Chromosome of each bin.
     start, end : ndarray of int, shape (n_bins,)
         Bounds of each bin, in bp, 0-based and half-open.
     weights : mapping of str to Column
-        Balancing vectors, each with the attribute `divisive` (bool).
+        Balancing vectors, each with the attribute `divisive` (bool); of shape (n_cells, n_bins)
+        where cells do not share them.
     attrs : mapping
         `binsize` (bp, or None for variable bins), `assembly`, `storage_mode`, `resolution`.
+    cell : ndarray of str, optional
+        Names of single cells. Default: `count` is one map.
 
     Returns
     -------
     xarray.Dataset
-        `count (bin1, bin2)` with the coordinates of DESIGN "Labels" on both dimensions.
+        `count (bin1, bin2)`, or `count (cell, bin1, bin2)`, with the coordinates of DESIGN "Labels"
+        on both dimensions.
     """
-    coords: dict[str, Any] = {}
+    leading = () if cell is None else ("cell",)
+    coords: dict[str, Any] = {} if cell is None else {"cell": cell}
     for side in ("1", "2"):
         dim = f"bin{side}"
         coords[dim] = xr.Variable(dim, np.arange(len(start)))
@@ -165,8 +173,9 @@ def contacts_dataset(
         coords[f"start{side}"] = xr.Variable(dim, start, {"units": "bp"})
         coords[f"end{side}"] = xr.Variable(dim, end, {"units": "bp"})
         for name, (values, weight_attrs) in weights.items():
-            coords[f"{name}{side}"] = label(dim, values, dict(weight_attrs))
-    ds = xr.Dataset({"count": lazy(("bin1", "bin2"), count)}, coords, dict(attrs))
+            dims = (*leading, dim)[-values.ndim :]
+            coords[f"{name}{side}"] = label(dims, values, dict(weight_attrs))
+    ds = xr.Dataset({"count": lazy((*leading, "bin1", "bin2"), count)}, coords, dict(attrs))
     return keep_labels(ds)
 
 

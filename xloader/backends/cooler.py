@@ -1,29 +1,34 @@
-"""Contact maps in cooler files: .cool, .mcool, and one cell of a .scool."""
+"""Contact maps in cooler files: .cool, .mcool, and .scool, one cell of it or all."""
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from typing_extensions import override
-from xarray.backends import BackendEntrypoint
 
-from xloader.arrays import TileArray
-from xloader.backends.cooler_groups import choose, labels, part, storage_mode
+from xloader.arrays import Key, StoredArray, TileArray
+from xloader.backends.cooler_cells import cells_labels
+from xloader.backends.cooler_groups import choose, coolers, is_cells, labels, part, storage_mode
 from xloader.backends.hdf5 import damage_told, open_hdf5, read
-from xloader.errors import ReadError
+from xloader.backends.resolutions import ResolutionsEntrypoint
+from xloader.errors import ReadError, XloaderError
 from xloader.schema import contacts_dataset
 
 Int64 = npt.NDArray[np.int64]
 
 TILE = 128
 """Side of the tiles a cooler is read by, in bins."""
+
+_CELL_SIDE = 8 * TILE
+"""Side of the squares that maps of single cells are read by, in bins; 4 MB."""
 
 PIXELS = 2**20
 """Pixels that are held at a time while tiles are filled; about 20 bytes each."""
@@ -68,6 +73,7 @@ class CoolerArray(TileArray):
             count = part(cooler, "pixels/count")
             n_pixels = part(cooler, "pixels/bin2_id").shape[0]
             part(cooler, "indexes/bin1_offset")
+            _check_written(cooler)
             symmetric = storage_mode(cooler) != "square"
             self._chunk: int = (count.chunks or (1,))[0]
         super().__init__(n, count.dtype.newbyteorder("="), TILE, symmetric=symmetric)
@@ -76,7 +82,7 @@ class CoolerArray(TileArray):
         steps = np.diff(self._indptr, prepend=0, append=n_pixels)
         if len(self._indptr) != n + 1 or steps.min() < 0 or steps[0] or steps[-1]:
             msg = (
-                f"`indexes/bin1_offset` of {path!r} ({len(self._indptr)} entries, last "
+                f"`{self.group}/indexes/bin1_offset` of {path!r} ({len(self._indptr)} entries, last "
                 f"{self._indptr[-1:].tolist()}) does not fit its {n} bins and {n_pixels} pixels: the "
                 "file was not written to its end, or is damaged; get a new copy"
             )
@@ -172,14 +178,36 @@ class CoolerArray(TileArray):
         place = (slots, (rows[0], left), out, n, self.symmetric)
         wrong = scatter.pixels(pixels.bin2, pixels.count, self._indptr, *at, *place)
         if wrong >= 0:
-            bin1 = int(np.searchsorted(self._indptr, start + wrong, "right")) - 1
-            msg = (
-                f"pixel {start + wrong} of {self.path!r} lies at bins ({bin1}, "
-                f"{pixels.bin2[wrong]}), outside the "
-                f"{'upper triangle' if self.symmetric else 'square'} of {n} bins: the file is "
-                "damaged; get a new copy"
+            raise self._wrong(pixels, wrong)
+
+    def _wrong(self, pixels: _Pixels, k: int) -> ReadError:
+        """Return what is wrong with a pixel."""
+        bin1 = int(np.searchsorted(self._indptr, pixels.start + k, "right")) - 1
+        bin2, value, n = int(pixels.bin2[k]), pixels.count[k], self.shape[0]
+        what = f"pixel {pixels.start + k} of {self.group or '/'!r} of {self.path!r}"
+        remedy = "the file is damaged; get a new copy"
+        if not (bin1 if self.symmetric else 0) <= bin2 < n:
+            shape = "upper triangle" if self.symmetric else "square"
+            if self.symmetric and 0 <= bin2 < n:
+                remedy = (
+                    "if it holds a whole map, correct its attribute `storage-mode` to 'square'; else "
+                    + remedy
+                )
+            return ReadError(
+                f"{what} lies at bins ({bin1}, {bin2}), outside the {shape} of {n} bins: {remedy}"
             )
-            raise ReadError(msg)
+        at = f"at {self._bin(bin1)} x {self._bin(bin2)} (bins {bin1}, {bin2})"
+        if not 0 <= value < np.inf:
+            return ReadError(
+                f"{what}, {at}, has the count {value}, and counts are numbers from 0 on: write the "
+                "file again without it"
+            )
+        return ReadError(f"{what}, {at}, is there twice: sum or drop duplicates and write it again")
+
+    def _bin(self, k: int) -> str:
+        """Return where a bin lies."""
+        label = labels(open_hdf5(self.path)[self.group or "/"])
+        return f"{label['chrom'][k]}:{label['start'][k]:,}-{label['end'][k]:,}"
 
     def _mirrored(self, tiles: npt.NDArray[Any], ij: Int64) -> npt.NDArray[Any]:
         """Complete tiles on the diagonal."""
@@ -189,10 +217,78 @@ class CoolerArray(TileArray):
         return tiles
 
 
-class CoolerBackendEntrypoint(BackendEntrypoint):
-    """Open one resolution of a .cool or .mcool file, or one cell of a .scool file."""
+def _check_written(cooler: h5py.Group) -> None:
+    """Refuse a table of pixels that was announced but not written, which would read as zeros."""
+    where = f"of {cooler.name!r} of {cooler.file.filename!r}"
+    remedy = "the file was not written to its end, or is damaged; get a new copy"
+    tables = {name: cooler[name] for name in ("pixels/bin2_id", "pixels/count")}
+    lengths = [len(table) for table in tables.values()]
+    announced = cooler.attrs.get("nnz", lengths[0])
+    if lengths[0] != lengths[1] or not np.array_equal(announced, lengths[0]):
+        msg = (
+            f"`pixels` {where} hold {lengths[0]} `bin2_id` and {lengths[1]} `count`, and attribute `nnz` "
+            f"says {announced}: {remedy}"
+        )
+        raise ReadError(msg)
+    for name, table in tables.items():
+        if table.chunks:
+            n_chunks, written = -(-len(table) // table.chunks[0]), table.id.get_num_chunks()
+        else:
+            n_chunks, written = int(len(table) > 0), int(table.id.get_storage_size() > 0)
+        if written < n_chunks:
+            msg = f"`{name}` {where} has {written} of its {n_chunks} chunks: {remedy}"
+            raise ReadError(msg)
 
-    description = "Contact maps in cooler files (.cool, .mcool, .scool::/cells/ID)"
+
+class CellsArray(StoredArray):
+    """
+    The counts of all single cells of a file.
+
+    Parameters
+    ----------
+    path : str
+        Path of the HDF5 file.
+    groups : list of str
+        Path of each cell inside it.
+    n : int
+        Number of bins.
+    dtype : dtype-like
+        Type that holds the counts of every cell.
+    """
+
+    def __init__(self, path: str, groups: list[str], n: int, dtype: npt.DTypeLike) -> None:
+        super().__init__((len(groups), n, n), dtype)
+        self.path = path
+        self.groups = groups
+
+    @property
+    @override
+    def unit(self) -> tuple[int, ...]:  # numpydoc ignore=GL08
+        return (1, *(min(_CELL_SIDE, max(n, 1)) for n in self.shape[1:]))
+
+    @override
+    def _raw(self, key: Key) -> npt.NDArray[Any]:
+        cells = np.arange(self.shape[0])[key[0]]
+        with damage_told(repr(self.path)):
+            changed = Path(self.path).stat().st_mtime_ns
+        maps = (_cell(self.path, self.groups[k], changed) for k in np.atleast_1d(cells).tolist())
+        parts = [cell._raw(key[1:]).astype(self.dtype, copy=False) for cell in maps]
+        if not np.ndim(cells):
+            return parts[0]
+        inner = np.broadcast_to(self.dtype.type(0), self.shape[1:])[key[1:]].shape
+        return np.stack(parts) if parts else np.empty((0, *inner), self.dtype)
+
+
+@lru_cache(maxsize=32)
+def _cell(path: str, group: str, changed: int) -> CoolerArray:  # noqa: ARG001 # a part of the key
+    """Return one of the cells that were read last: their indexes are large if taken together."""
+    return CoolerArray(path, group)
+
+
+class CoolerBackendEntrypoint(ResolutionsEntrypoint):
+    """Open one resolution of a .cool or .mcool file, all as a tree, or cells of a .scool file."""
+
+    description = "Contact maps in cooler files (.cool, .mcool, .scool, .scool::/cells/ID)"
     open_dataset_parameters: ClassVar[tuple[str, ...]] = (
         "filename_or_obj",
         "drop_variables",
@@ -203,8 +299,20 @@ class CoolerBackendEntrypoint(BackendEntrypoint):
     def guess_can_open(self, filename_or_obj: Any) -> bool:  # numpydoc ignore=GL08
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
-        path = os.fsdecode(filename_or_obj).partition("::")[0]
-        return Path(path).suffix in {".cool", ".mcool", ".scool"}
+        path, _, group = os.fsdecode(filename_or_obj).partition("::")
+        try:
+            return bool(h5py.is_hdf5(path) and coolers(path, "/" + group.strip("/")))
+        except (XloaderError, OSError, RuntimeError, KeyError):
+            return False
+
+    @override
+    def nodes(
+        self, filename_or_obj: str | os.PathLike[str]
+    ) -> Mapping[str, dict[str, Any]]:  # numpydoc ignore=GL08
+        path, _, group = os.fsdecode(filename_or_obj).partition("::")
+        with damage_told(repr(path)):
+            sizes = list(coolers(path, "/" + group.strip("/")))
+        return {"variable" if n is None else str(n): {"resolution": n} for n in sizes}
 
     @override
     def open_dataset(
@@ -229,7 +337,9 @@ class CoolerBackendEntrypoint(BackendEntrypoint):
         Returns
         -------
         xarray.Dataset
-            `count (bin1, bin2)` and the coordinates of `xloader.schema.contacts_dataset`.
+            `count (bin1, bin2)` and the coordinates of `xloader.schema.contacts_dataset`; of a whole
+            .scool file `count (cell, bin1, bin2)`, and a balancing vector that cells do not share
+            has the dimension `cell` too, NaN where a cell lacks it.
 
         Raises
         ------
@@ -241,6 +351,13 @@ class CoolerBackendEntrypoint(BackendEntrypoint):
         path, _, group = os.fsdecode(filename_or_obj).partition("::")
         with damage_told(repr(path)):
             group = choose(path, "/" + group.strip("/"), resolution)
-            ds = contacts_dataset(CoolerArray(path, group), **labels(open_hdf5(path)[group]))
+            found = open_hdf5(path)[group]
+            if is_cells(path, group):
+                label, cells = cells_labels(found)
+                groups = [f"{group}/{name}" for name in label["cell"]]
+                count: StoredArray = CellsArray(path, groups, *cells)
+            else:
+                label, count = labels(found), CoolerArray(path, group)
+            ds = contacts_dataset(count, **label)
         dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables
         return ds.drop_vars(dropped or [], errors="ignore")

@@ -16,6 +16,7 @@ DIVISIVE = frozenset({"KR", "VC", "VC_SQRT", "SCALE"})
 
 _GROUPS = ("bins", "pixels", "indexes")
 _LABELS = frozenset({"chrom", "start", "end", "bin"})  # `bin` + "1" is the dimension
+_MODES = ("symmetric-upper", "square")
 
 
 def part(cooler: h5py.Group, name: str) -> h5py.Dataset:
@@ -115,7 +116,8 @@ def coolers(path: str, name: str) -> dict[int | None, str]:
     Returns
     -------
     dict of int or None to str
-        Path of each cooler by its bin size, in bp, increasing; None for variable bins.
+        Path of each cooler, or of the group of single cells, by bin size, in bp, increasing; None
+        for variable bins.
 
     Raises
     ------
@@ -130,24 +132,54 @@ def coolers(path: str, name: str) -> dict[int | None, str]:
     if _is_cooler(group):
         return {_binsize(group): name}
     prefix = name.rstrip("/")
+    cells = prefix if prefix.endswith("/cells") else f"{prefix}/cells"
+    if isinstance(file.get(cells), h5py.Group):
+        return {_binsize(_first_cell(file[cells])): cells}
     # resolutions/<bp>, or the numbered zoom levels of the files of 2016 and 2017
     folder = f"{prefix}/resolutions" if isinstance(group.get("resolutions"), h5py.Group) else name
     levels = [f"{folder.rstrip('/')}/{k}" for k in file[folder] if k.isdecimal()]
     found = {_binsize(file[level]): level for level in levels if _is_cooler(file[level])}
     if found:
         return dict(sorted(found.items(), key=lambda item: item[0] or 0))
-    if isinstance(group.get("cells"), h5py.Group):
-        cells = sorted(group["cells"])
-        msg = (
-            f"{path!r} holds {len(cells)} single cells in {prefix + '/cells'!r}, not one map; "
-            f"open one of them as '{path}::{prefix}/cells/{cells[0] if cells else 'ID'}'"
-        )
-    else:
-        msg = (
-            f"{path!r} is HDF5 but no cooler: {name!r} has {sorted(group)}, a cooler has "
-            f"{sorted(_GROUPS)} or `resolutions`; open it with the engine for its own format"
-        )
+    msg = (
+        f"{path!r} is HDF5 but no cooler: {name!r} has {sorted(group)}, a cooler has "
+        f"{sorted(_GROUPS)} or `resolutions`; open it with the engine for its own format"
+    )
     raise SchemaError(msg)
+
+
+def _first_cell(cells: h5py.Group) -> h5py.Group:
+    """Return one of the single cells, of which there must be some, and nothing else."""
+    wrong = [name for name in cells if not _is_cooler(cells[name])]
+    if wrong or not len(cells):
+        what = (
+            f"{wrong[:3]}, which lack a part of a cooler ({sorted(_GROUPS)})" if wrong else "none"
+        )
+        msg = (
+            f"{cells.name!r} of {cells.file.filename!r} should hold single cells, but has {what}; the "
+            "file was not written to its end, or is damaged: write it again"
+        )
+        raise SchemaError(msg)
+    return cells[next(iter(cells))]
+
+
+def is_cells(path: str, name: str) -> bool:
+    """
+    Say whether a group that `coolers` found holds single cells.
+
+    Parameters
+    ----------
+    path : str
+        Path of the file.
+    name : str
+        Path of the group.
+
+    Returns
+    -------
+    bool
+        False for one map.
+    """
+    return not _is_cooler(open_hdf5(path)[name])
 
 
 def _binsize(cooler: h5py.Group) -> int | None:
@@ -158,9 +190,14 @@ def _binsize(cooler: h5py.Group) -> int | None:
     if isinstance(size, np.integer):
         return int(size)
     start, end = (part(cooler, f"bins/{name}")[()] for name in ("start", "end"))
-    # the last bin of a chromosome is shorter: the next one does not start where it ends
-    sizes = np.unique((end - start)[:-1][start[1:] == end[:-1]])
+    sizes = np.unique(_inner_sizes(start, end))
     return int(sizes[0]) if len(sizes) == 1 else None
+
+
+def _inner_sizes(start: npt.NDArray[Any], end: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the sizes of bins, in bp, but of the last of each chromosome, which may be shorter."""
+    # the bin after it does not start where it ends
+    return np.asarray((end - start)[:-1][start[1:] == end[:-1]])
 
 
 def storage_mode(cooler: h5py.Group) -> str:
@@ -176,8 +213,20 @@ def storage_mode(cooler: h5py.Group) -> str:
     -------
     str
         ``"symmetric-upper"``, also where an old file does not say, or ``"square"``.
+
+    Raises
+    ------
+    SchemaError
+        If the file says something else.
     """
-    return text(cooler.attrs.get("storage-mode", "symmetric-upper"))
+    mode = text(cooler.attrs.get("storage-mode", _MODES[0]))
+    if mode not in _MODES:
+        msg = (
+            f"attribute `storage-mode` of {cooler.name!r} of {cooler.file.filename!r} is {mode!r}, and "
+            f"what it means for the lower triangle is unknown; correct it to one of {_MODES}"
+        )
+        raise SchemaError(msg)
+    return mode
 
 
 def labels(cooler: h5py.Group) -> dict[str, Any]:
@@ -197,18 +246,21 @@ def labels(cooler: h5py.Group) -> dict[str, Any]:
     Raises
     ------
     ReadError
-        If a bin lies on a chromosome that the file does not name.
+        If a bin lies on a chromosome that the file does not name, or bins are not in order.
     SchemaError
         If a part that every cooler has is missing.
     """
     names = _strings(part(cooler, "chroms/name"))
     binsize = _binsize(cooler)
+    chrom = _chrom(cooler, names)
+    start, end = (part(cooler, f"bins/{name}")[()] for name in ("start", "end"))
+    _check_bins(cooler, chrom, start, end, binsize)
     assembly = cooler.attrs.get("genome-assembly", cooler.attrs.get("assembly", "unknown"))
     return {
-        "chrom": _chrom(cooler, names),
-        "start": part(cooler, "bins/start")[()],
-        "end": part(cooler, "bins/end")[()],
-        "weights": _columns(cooler["bins"]),
+        "chrom": chrom,
+        "start": start,
+        "end": end,
+        "weights": columns(cooler["bins"]),
         "attrs": {
             "binsize": binsize,
             "resolution": binsize,
@@ -218,6 +270,43 @@ def labels(cooler: h5py.Group) -> dict[str, Any]:
             "chrom_lengths": part(cooler, "chroms/length")[()].tolist(),
         },
     }
+
+
+def _check_bins(
+    cooler: h5py.Group,
+    chrom: npt.NDArray[Any],
+    start: npt.NDArray[Any],
+    end: npt.NDArray[Any],
+    binsize: int | None,
+) -> None:
+    """Refuse a table of bins that places nothing."""
+    where = f"of {cooler.name!r} of {cooler.file.filename!r}"
+    if not len(chrom) == len(start) == len(end):
+        msg = (
+            f"`bins` {where} have columns of {len(chrom)}, {len(start)} and {len(end)} bins; the file "
+            "was not written to its end: write it again"
+        )
+        raise ReadError(msg)
+    new = chrom[1:] != chrom[:-1]
+    wrong = (start < 0) | (end <= start)
+    wrong[1:] |= ~new & (start[1:] < end[:-1])
+    if wrong.any():
+        k = int(np.flatnonzero(wrong)[0])
+        msg = (
+            f"bin {k} {where} is {chrom[k]}:{start[k]}-{end[k]}, which is empty or not after the bin "
+            "before it; the file is damaged, or was not written to its end: write it again"
+        )
+        raise ReadError(msg)
+    if 1 + int(new.sum()) > max(1, len(set(chrom.tolist()))):
+        msg = f"the bins of a chromosome {where} lie apart; sort bins by chromosome, and write it again"
+        raise ReadError(msg)
+    sizes = np.unique(_inner_sizes(start, end))
+    if binsize is not None and len(sizes) and sizes.tolist() != [binsize]:
+        msg = (
+            f"attribute `bin-size` {where} is {binsize} bp, but its bins have {sizes[:5].tolist()} bp; "
+            "correct the attribute, or set `bin-type` to 'variable'"
+        )
+        raise ReadError(msg)
 
 
 def _strings(dataset: h5py.Dataset) -> npt.NDArray[Any]:
@@ -243,12 +332,41 @@ def _chrom(cooler: h5py.Group, names: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.array([table[code] for code in values.tolist()], object)[places]
 
 
-def _columns(bins: h5py.Group) -> dict[str, Column]:
-    """Return every further column of the bins; those of floats are balancing vectors."""
+def column_names(bins: h5py.Group) -> list[str]:
+    """
+    List the further columns of bins.
+
+    Parameters
+    ----------
+    bins : h5py.Group
+        Table of the bins.
+
+    Returns
+    -------
+    list of str
+        Those that have a value for every bin.
+    """
+    shape = bins["start"].shape
+    return [k for k, v in bins.items() if k not in _LABELS and getattr(v, "shape", None) == shape]
+
+
+def columns(bins: h5py.Group) -> dict[str, Column]:
+    """
+    Read every further column of the bins; those of floats are balancing vectors.
+
+    Parameters
+    ----------
+    bins : h5py.Group
+        Table of the bins.
+
+    Returns
+    -------
+    dict of str to Column
+        Balancing vectors have the attribute `divisive`.
+    """
     columns: dict[str, Column] = {}
-    for name, dataset in bins.items():
-        if name in _LABELS or getattr(dataset, "shape", None) != bins["start"].shape:
-            continue
+    for name in column_names(bins):
+        dataset = bins[name]
         attrs = _plain(dataset.attrs)
         if dataset.dtype.kind == "f":
             attrs["divisive"] = bool(attrs.get("divisive_weights", name in DIVISIVE))

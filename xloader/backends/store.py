@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from typing_extensions import override
-from xarray.backends import BackendEntrypoint
 
 from xloader.arrays import Key, RowArray, StoredArray, TileArray
+from xloader.backends.resolutions import ResolutionsEntrypoint
 from xloader.buffers import Buffers
 from xloader.csr import CSRArray
 from xloader.errors import ReadError, SchemaError, XloaderError
@@ -208,8 +208,8 @@ class StoreDense(StoredArray):
         return picked if np.ndim(rows) else picked[0]
 
 
-class StoreBackendEntrypoint(BackendEntrypoint):
-    """Opens a training store with ``xarray.open_dataset(path, engine="xloader")``."""
+class StoreBackendEntrypoint(ResolutionsEntrypoint):
+    """Opens a training store with ``xarray.open_dataset(path, engine="xloader")``, or as a tree."""
 
     description = "Training stores of xloader"
     open_dataset_parameters = ("filename_or_obj", "drop_variables", "resolution")
@@ -225,6 +225,16 @@ class StoreBackendEntrypoint(BackendEntrypoint):
             return "xloader" in root_attributes(place)
         except ReadError:
             return False
+
+    @override
+    def nodes(
+        self, filename_or_obj: str | os.PathLike[str]
+    ) -> Mapping[str, dict[str, Any]]:  # numpydoc ignore=GL08
+        root = read_root(place_of(filename_or_obj))
+        sizes = _resolutions(root)
+        if not sizes:  # cells, or bins of no one size
+            return {name.rpartition("/")[2]: {} for name in root["groups"]}
+        return {str(size): {"resolution": size} for size in sizes}
 
     @override
     def open_dataset(

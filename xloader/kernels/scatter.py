@@ -146,7 +146,8 @@ def pixels(
     """
     Put the pixels of some rows into the tiles numbered by `slots`; return a wrong one, or -1.
 
-    `start` is the number of the first pixel, `corner` the first tile row and column of `slots`.
+    `start` is the number of the first pixel, `corner` the first tile row and column of `slots`. A
+    pixel is wrong outside the map, with a count that is none, and where one was put already.
     """
     bits = 0
     while 1 << bits < out.shape[1]:
@@ -158,14 +159,17 @@ def pixels(
         first, last = max(indptr[row] - start, 0), min(indptr[row + 1] - start, len(bin2))
         for k in range(first, last):
             j = np.int64(bin2[k])
-            if j < lowest or j >= n_bins:
+            value = count[k]
+            if j < lowest or j >= n_bins or not (value >= 0 and value < np.inf):
                 return k
             column = (j >> bits) - corner[1]
             if column < 0 or column >= len(line):
                 continue
             slot = line[column]
             if slot >= 0:
-                out[slot, row & mask, j & mask] = count[k]
+                if out[slot, row & mask, j & mask] != 0:
+                    return k
+                out[slot, row & mask, j & mask] = value
     return -1
 
 

@@ -137,11 +137,9 @@ class ChunkReader(Reader):
         corners = np.minimum.reduceat(low, begins), np.maximum.reduceat(high, begins)
         hull = np.prod(corners[1] - corners[0] + 1, axis=1)
         largest = self.grid.largest
-        # chunks of a window wherever it lies, or of all its places
-        anywhere = [-(-(s - 1) // c) + 1 for s, c in zip(self.size, largest, strict=True)]
-        touched = np.maximum(np.prod(high - low + 1, axis=1), int(np.prod(anywhere)))
+        touched = np.add.reduceat(np.prod(high - low + 1, axis=1), begins)
         chunk_nbytes = int(np.prod(largest)) * self.dtype.itemsize
-        return np.asarray(np.minimum(hull, np.add.reduceat(touched, begins)) * chunk_nbytes)
+        return np.asarray(np.minimum(hull, touched) * chunk_nbytes)
 
     @override
     def load(self, first: Int64, last: Int64) -> Any:  # numpydoc ignore=GL08

@@ -214,7 +214,7 @@ class TileSource:
             and self.array.tile == TILE
             and all(np.array_equal(i, np.arange(self.array.shape[0])) for i in self.index)
         )
-        self.stripe = TILE if self.whole else _STRIPE
+        self.stripe = TILE * self.array.rows_together if self.array and self.whole else _STRIPE
 
     def tiles(self, ij: Int64, most: int) -> Iterator[tuple[Int64, npt.NDArray[Any]]]:
         """
