@@ -1,5 +1,6 @@
 """Conversion: what goes in comes out, whole or not at all, in bounded memory."""
 
+import importlib
 import shutil
 import signal
 import subprocess
@@ -201,6 +202,88 @@ def test_convert__killed_leaves_nothing_that_opens(tmp_path):
     ds = xl.convert(source, tmp_path / "s", progress=False)
     xr.testing.assert_identical(ds.compute(), xl.open_cells(source).compute())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "s"]
+
+
+def bytes_below(store):
+    return {p.relative_to(store): p.read_bytes() for p in store.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+@pytest.mark.parametrize("kind", ["cells", "shuffled", "contacts"])
+def test_convert__goes_on_where_it_was_stopped(kind, how, tmp_path, monkeypatch):
+    if kind == "contacts":
+        source = xl.simulate.contacts(
+            tmp_path / "a.mcool",
+            chromosomes={"a": 9_000_000},
+            resolutions=(1_000, 2_000),
+            depth=20.0,
+        )
+    else:
+        source = xl.simulate.cells(tmp_path / "a.h5ad", n_cells=6_000, n_genes=60)
+    options = {"memory_budget": "2MB", "shuffle": kind == "shuffled", "progress": False}
+    options["memory_budget"] = "40MB" if kind == "contacts" else "2MB"
+    script = textwrap.dedent("""
+        import os, signal, sys
+        import xloader as xl
+        from xloader.store import rows_writer, writers
+        left = 3
+        def limited(real):
+            def write(self, task, rung):
+                global left
+                done = real(self, task, rung)
+                left -= 1
+                if left <= 0:
+                    os.kill(os.getpid(), getattr(signal, sys.argv[3]))
+                    import time; time.sleep(60)
+                return done
+            return write
+        for kind in (rows_writer.RowsWriter, writers.TilesWriter):
+            kind.write = limited(kind.write)
+        xl.convert(sys.argv[1], sys.argv[2], **eval(sys.argv[4]))
+    """)
+    name = {"killed": "SIGKILL", "interrupted": "SIGINT"}[how]
+    command = [sys.executable, "-c", script, str(source), str(tmp_path / "s"), name, repr(options)]
+    process = subprocess.run(command, capture_output=True, timeout=100, check=False)
+    assert process.returncode != 0
+    lines = (tmp_path / ".s.partial" / "~journal").read_text().splitlines()
+    before = sum('"task"' in line for line in lines)
+    assert before >= 2
+    written = []
+    for writer in ("rows_writer.RowsWriter", "writers.TilesWriter"):
+        where = f"xloader.store.{writer}.write"
+        module, cls = writer.split(".")
+        real = getattr(importlib.import_module(f"xloader.store.{module}"), cls).write
+        monkeypatch.setattr(
+            where,
+            lambda self, k, r, real=real: written.append((self.path, k, r)) or real(self, k, r),
+        )
+    xl.convert(source, tmp_path / "s", **options)
+    again, written[:] = len(written), []
+    xl.convert(source, tmp_path / "whole", **options)
+    assert again == len(written) - before > 0
+    assert bytes_below(tmp_path / "s") == bytes_below(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("changed", ["source", "options"])
+def test_convert__begins_anew_where_anything_differs(changed, tmp_path, monkeypatch):
+    source = xl.simulate.cells(tmp_path / "a.h5ad", n_cells=600, n_genes=60)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr("xloader.conversion.write_root", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            xl.convert(source, tmp_path / "s", progress=False)
+    assert (tmp_path / ".s.partial").exists()
+    codec = "fast"
+    if changed == "source":
+        source = xl.simulate.cells(source, n_cells=600, n_genes=60, seed=5, overwrite=True)
+    else:
+        codec = "small"
+    xl.convert(source, tmp_path / "s", codec=codec, progress=False)
+    xl.convert(source, tmp_path / "whole", codec=codec, progress=False)
+    assert bytes_below(tmp_path / "s") == bytes_below(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -20,8 +20,10 @@ from xloader.arrays import RowArray
 from xloader.errors import PlanError, SchemaError
 from xloader.memory import nbytes_of
 from xloader.open import identify, open_cells, open_contacts, resolutions
+from xloader.state import digest
 from xloader.store.building import building, check_place, publish
-from xloader.store.layout import TILE, encode, path_of, write_group, write_root
+from xloader.store.journal import Journal
+from xloader.store.layout import FORMAT, TILE, encode, path_of, write_group, write_root
 from xloader.store.rows_writer import RowsWriter
 from xloader.store.staging import RowSource, StraightRows, stage_dense, stage_rows
 from xloader.store.write import CODECS, describe, manifest, write_label
@@ -48,7 +50,8 @@ def convert(
     """
     Write a training store: zarr v3, sharded, with every label.
 
-    It is built beside its final place and moved there when it is complete.
+    It is built beside its final place and moved there when it is complete. A conversion that was
+    killed or interrupted goes on where it was when it is called again in the same way.
 
     Parameters
     ----------
@@ -99,11 +102,13 @@ def convert(
     _check(groups, kind, shuffle=shuffle, max_distance=max_distance)
     shown = {"desc": f"convert to {target.name}", "unit": "shard", "disable": not progress}
     with building(target) as partial, tqdm(**shown) as bar:
-        job = _Job(partial, codec, budget, bar)
+        key = _key(groups, codec, budget, seed if shuffle else None, max_distance)
+        job = _Job(partial, codec, budget, bar, Journal(partial, key))
         described = {
             name: job.group(name, ds, _order(ds, seed) if shuffle else None, max_distance)
             for name, ds in groups.items()
         }
+        job.journal.remove()
         write_root(partial, {"kind": kind, "groups": described, "arrays": manifest(partial)})
         publish(target)
     if kind == "cells":
@@ -165,6 +170,17 @@ def _check(
         raise PlanError(msg)
 
 
+def _key(groups: Mapping[str, xr.Dataset], *options: Any) -> str:
+    """Return what tells a conversion from others, empty if some values cannot be told from others."""
+    arrays = [v.variable for ds in groups.values() for v in ds.data_vars.values()]
+    if not all(v.chunks or v._in_memory for v in arrays):
+        return ""
+    # the name of a dask array says of which file, of what date, it is which part
+    told: list[Any] = [v.data.name if v.chunks else v.values for v in arrays]
+    named = [(k, list(ds.data_vars), dict(ds.sizes)) for k, ds in groups.items()]
+    return digest([FORMAT, named, told, options])
+
+
 def _order(ds: xr.Dataset, seed: int) -> Int64:
     return np.random.default_rng(seed).permutation(ds.sizes["cell"])
 
@@ -172,8 +188,9 @@ def _order(ds: xr.Dataset, seed: int) -> Int64:
 class _Job:
     """One conversion: where it writes, how, and with what memory."""
 
-    def __init__(self, root: Path, codec: str, budget: int, bar: Any) -> None:
+    def __init__(self, root: Path, codec: str, budget: int, bar: Any, journal: Journal) -> None:
         self.root, self.codec, self.budget, self.bar = root, codec, budget, bar
+        self.journal = journal
         self.lock = threading.Lock()
         self.rung = 0
 
@@ -218,6 +235,7 @@ class _Job:
                 variable = variable.isel(cell=order)
             return write_label(folder, path, variable, path)
         staging = self.root / _STAGING
+        shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
         staging.mkdir()
         try:
             writer = self.writer(folder / path, ds, variable, order, max_distance, staging)
@@ -287,12 +305,19 @@ class _Job:
         workers = max(1, min(n_cpus(), self.budget // max(writer.task_nbytes, 1)))
         self.bar.total = (self.bar.total or 0) + writer.n_tasks
         self.bar.set_postfix_str(f"{writer.path.name}, {format_bytes(writer.task_nbytes)} a task")
-        rung, self.rung = -1, writer.first_rung
+        path = writer.path.relative_to(self.root).as_posix()
+        rung, self.rung = -1, max(writer.first_rung, self.journal.last_rung(path))
         while self.rung > rung:
-            rung, done = self.rung, self.bar.n
-            shutil.rmtree(writer.path, ignore_errors=True)
+            rung, begun = self.rung, self.bar.n
+            plan = {"rung": rung, "tasks": writer.n_tasks, "nbytes": writer.task_nbytes}
+            done = self.journal.done(path, plan)
+            if not done:
+                shutil.rmtree(writer.path, ignore_errors=True)
+                self.journal.begin(path, plan)
             writer.create(rung)
-            tasks = [dask.delayed(self.task)(writer, k, rung) for k in range(writer.n_tasks)]  # type: ignore[attr-defined]
+            self.bar.update(len(done))
+            left = [k for k in range(writer.n_tasks) if k not in done]
+            tasks = [dask.delayed(self.task)(writer, path, k, rung) for k in left]  # type: ignore[attr-defined]
             # a pool of its own: after a failure, no task is left that still writes
             pool = ThreadPoolExecutor(workers)
             try:
@@ -300,13 +325,15 @@ class _Job:
             finally:
                 pool.shutdown(cancel_futures=True)
             if self.rung > rung:
-                self.bar.update(done - self.bar.n)
+                self.bar.update(begun - self.bar.n)
 
-    def task(self, writer: Writer, task: int, rung: int) -> None:
+    def task(self, writer: Writer, path: str, task: int, rung: int) -> None:
         """Do one task, unless all is to be written anew, and advance the progress bar."""
         if self.rung > rung:
             return
         need = writer.write(task, rung)
+        if need <= rung:
+            self.journal.add(path, task)
         with self.lock:
             self.rung = max(self.rung, need)
             self.bar.update()

@@ -57,7 +57,7 @@ def check_place(store: Path, *, overwrite: bool) -> None:
 @contextmanager
 def building(store: Path) -> Iterator[Path]:
     """
-    Make an empty directory to build a store in, that this process alone may use.
+    Make a directory to build a store in, that this process alone may use.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def building(store: Path) -> Iterator[Path]:
     Yields
     ------
     Path
-        Removed if the body fails.
+        Removed if the body fails; an interrupt leaves it, as a signal does, for whoever goes on.
 
     Raises
     ------
@@ -81,11 +81,9 @@ def building(store: Path) -> Iterator[Path]:
         directory = os.open(partial, os.O_RDONLY)
         try:
             _lock(directory, partial, store)
-            for left in partial.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
             try:
                 yield partial
-            except BaseException:
+            except Exception:
                 written = _nbytes_below(partial)
                 shutil.rmtree(partial, ignore_errors=True)
                 raise

@@ -111,6 +111,7 @@ class Shard:
         self.path = array.path.joinpath("c", *map(str, place))
         self.index = np.full((*array.per_shard, 2), _ABSENT, "<u8")
         self.nbytes = 0
+        self.begun = False
         self.waiting: list[bytes] = []
         self.waiting_nbytes = 0
 
@@ -153,6 +154,8 @@ class Shard:
 
     def _flush(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:  # many shards may be open at a time, but not files
+        # many shards may be open at a time, but not files; one of a killed process begins anew
+        with self.path.open("ab" if self.begun else "wb") as file:
             file.writelines(self.waiting)
+        self.begun = True
         self.waiting, self.waiting_nbytes = [], 0
