@@ -10,8 +10,10 @@ from typing_extensions import override
 
 import xloader as xl
 from xloader.arrays import RowArray, StoredArray, TileArray
+from xloader.axes import regions_of
 from xloader.csr import CSRArray
 from xloader.schema import cells_dataset, contacts_dataset, string_column
+from xloader.windows import Bins, ContactBins
 
 CELLS = (
     "numpy",
@@ -129,6 +131,23 @@ def contacts(array: Any = None, chroms: tuple[int, ...] = (61, 40)) -> xr.Datase
     )
 
 
+def bins_of(
+    rows: tuple[np.ndarray, np.ndarray],
+    columns: tuple[np.ndarray, np.ndarray] | None = None,
+    binsize: int | None = None,
+) -> ContactBins:
+    """Return what windows are drawn from: names of chromosomes and numbers of bins of each axis."""
+
+    def asis(what: Any) -> Any:
+        return what
+
+    first, second = (
+        Bins(dim, regions_of(*side), asis, asis)
+        for dim, side in (("bin1", rows), ("bin2", columns or rows))
+    )
+    return ContactBins(first, second, binsize=binsize)
+
+
 def grid(n: int = 23, m: int = 31) -> xr.Dataset:
     """Return what has nothing to do with genomes: a map over time."""
     rng = np.random.default_rng(3)
@@ -228,7 +247,9 @@ def dense(ds: xr.Dataset) -> xr.Dataset:
     return ds.assign({k: v.copy(data=v.data.todense()) for k, v in sparse.items()})
 
 
-def assert_equals_naive(loader: xl.Loader, ds: xr.Dataset, *batches: xr.Dataset) -> None:
+def assert_equals_naive(
+    loader: xl.Loader, ds: xr.Dataset, *batches: xr.Dataset, epoch: int = 0
+) -> None:
     """Compare every value, label and attribute of batches with what plain `isel` cuts."""
     whole, w = dense(ds.compute()), loader.plan.windows
     whole = whole[list(loader.variables)].assign_coords(whole.coords)
@@ -236,7 +257,7 @@ def assert_equals_naive(loader: xl.Loader, ds: xr.Dataset, *batches: xr.Dataset)
         ids = served.sample_id.values
         assert served.sizes[loader.sample_dim] == len(ids)
         batch = dense(served).drop_vars(["sample_id", "valid"], errors="ignore")
-        for k, starts in enumerate(w.starts_of(ids).tolist()):
+        for k, starts in enumerate(w.starts_of(ids, epoch).tolist()):
             cuts = zip(w.dims, starts, w.size, strict=True)
             expected = whole.isel({d: slice(s, s + n) for d, s, n in cuts})
             if w.by_row:  # samples come first

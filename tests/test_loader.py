@@ -325,7 +325,7 @@ def test_remainder__is_counted_in_the_representation():
     )
     assert "1 flush windows" in repr(keep)
     drop = xl.Loader(ds, batch_size=2, windows=xl.windows.diagonal(size=16), remainder="drop")
-    assert "1 regions too short, 1 samples dropped" in repr(drop)
+    assert "1 regions too short (chr2), 1 samples dropped" in repr(drop)
     assert "positions without a window" in repr(drop)
     assert "nothing left over" in repr(xl.Loader(cells(), batch_size=61))
 

@@ -10,12 +10,13 @@ import xbatcher
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.doubles import grid
+from tests.doubles import bins_of, grid
 from xloader import axes
 from xloader import windows as win
 from xloader.axes import Region
 from xloader.errors import PlanError
 
+GOLDEN = [1, 2, 3, 4, 3, 2, 0, 1, 0, 4, 4, 2]
 REMAINDERS = st.sampled_from(["keep", "drop", "pad"])
 
 
@@ -110,14 +111,15 @@ def test_boxes__flush_windows_come_last_and_reach_the_end(x, y, remainder):
 @given(kept_bins(), st.integers(1, 5), st.integers(1, 7), REMAINDERS)
 def test_diagonal__windows_hold_the_same_bins_of_one_chromosome(kept, size, stride, remainder):
     names, ids = kept
-    regions = axes.regions_of(names, ids)
-    pairs = axes.pair_regions(regions, regions)
+    bins = bins_of(kept)
+    regions = bins.rows.regions
     longest = max(map(len, regions))
+    asked = win.diagonal(size=size, stride=stride)
     if size > (longest if remainder == "drop" else min(map(len, regions))):
         with pytest.raises(PlanError):
-            win.diagonal(size=size, stride=stride).draw(pairs, None, remainder)
+            asked.draw(bins, remainder=remainder)
         return
-    drawn = win.diagonal(size=size, stride=stride).draw(pairs, None, remainder)
+    drawn = asked.draw(bins, remainder=remainder)
     expected = set()
     for r in regions:
         starts = list(range(r.start, r.stop - size + 1, stride))
@@ -131,26 +133,53 @@ def test_diagonal__windows_hold_the_same_bins_of_one_chromosome(kept, size, stri
         assert (np.diff(ids[s : s + size]) == 1).all()
     left = ~covered(drawn.starts[:, 0], size, len(ids))
     assert drawn.uncovered == {"bin1": left.sum(), "bin2": left.sum()}
+    assert drawn.empty == tuple(dict.fromkeys(c for c in names if c not in names[drawn.starts]))
 
 
-@given(kept_bins(), kept_bins(), st.integers(1, 4), st.integers(1, 5), st.integers(0, 9))
-def test_grid__windows_stay_in_one_chromosome_and_near_the_diagonal(a, b, size, stride, far):
+def naive_grid(pairs, size, stride, *, flush):
+    """Return the starts of a grid in each pair of runs, those at the ends last."""
+    found = []
+    for pair in pairs:
+        axes_of_pair = []
+        for r, n, step in zip(pair, size, stride, strict=True):
+            starts = [(s, False) for s in range(r.start, r.stop - n + 1, step)]
+            if flush and starts and starts[-1][0] != r.stop - n:
+                starts.append((r.stop - n, True))
+            axes_of_pair.append(starts)
+        found += itertools.product(*axes_of_pair)
+    return [(i[0], j[0]) for last in (False, True) for i, j in found if (i[1] or j[1]) == last]
+
+
+@given(
+    kept_bins(),
+    kept_bins(),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.none() | st.integers(0, 9),
+    st.sampled_from(["both", "upper"]),
+    st.booleans(),
+)
+def test_grid__windows_stay_in_one_chromosome_and_near_the_diagonal(
+    a, b, size, stride, far, triangle, drop
+):
     (names1, ids1), (names2, ids2) = a, b
-    pairs = axes.pair_regions(axes.regions_of(names1, ids1), axes.regions_of(names2, ids2))
-    lattice = [
+    bins = bins_of(a, b)
+    pairs = [(p, q) for p in bins.rows.regions for q in bins.columns.regions if p.name == q.name]
+    lattice = naive_grid(pairs, (size, size), (stride, stride), flush=not drop)
+    expected = [
         (i, j)
-        for p, q in pairs
-        for i, j in itertools.product(
-            range(p.start, p.stop - size + 1, stride), range(q.start, q.stop - size + 1, stride)
-        )
+        for i, j in lattice
+        if (far is None or abs(ids1[i] - ids2[j]) <= far)
+        and (triangle == "both" or ids1[i] <= ids2[j])
     ]
-    expected = [(i, j) for i, j in lattice if abs(ids1[i] - ids2[j]) <= far]
-    asked = win.grid(size=size, stride=stride, max_distance=far)
-    if not expected:
-        with pytest.raises(PlanError, match="no window"):
-            asked.draw(pairs, None, "drop")
+    asked = win.grid(size=size, stride=stride, max_distance=far, triangle=triangle)
+    short = any(min(map(len, pair)) < size for pair in pairs)
+    remainder = "drop" if drop else "keep"
+    if not expected or (short and not drop):
+        with pytest.raises(PlanError, match=r"no window|is longer than"):
+            asked.draw(bins, remainder=remainder)
         return
-    drawn = asked.draw(pairs, None, "drop")
+    drawn = asked.draw(bins, remainder=remainder)
     assert [tuple(s) for s in drawn.starts.tolist()] == expected
     for i, j in expected:
         assert len({*names1[i : i + size], *names2[j : j + size]}) == 1
@@ -158,18 +187,130 @@ def test_grid__windows_stay_in_one_chromosome_and_near_the_diagonal(a, b, size, 
         assert (np.diff(ids2[j : j + size]) == 1).all()
 
 
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(1, 8), st.booleans())
+def test_grid__the_upper_triangle_loses_no_pair_of_bins(n, size, stride, drop):
+    bins, size = bins_of((np.repeat("a", n), np.arange(n))), min(n, size)
+    seen = {}
+    for triangle in ("both", "upper"):
+        drawn = win.grid(size=size, stride=stride, triangle=triangle).draw(
+            bins, remainder="drop" if drop else "keep"
+        )
+        seen[triangle] = {
+            (min(p), max(p))
+            for i, j in drawn.starts.tolist()
+            for p in itertools.product(range(i, i + size), range(j, j + size))
+        }
+        assert triangle == "both" or (drawn.starts[:, 0] <= drawn.starts[:, 1]).all()
+    assert seen["upper"] == seen["both"]
+
+
+@given(kept_bins(), st.tuples(*[st.integers(1, 4)] * 2), st.tuples(*[st.integers(1, 5)] * 2))
+def test_between__windows_have_rows_of_one_chromosome_and_columns_of_a_later_one(
+    kept, size, stride
+):
+    names, _ = kept
+    bins = bins_of(kept)
+    runs = bins.rows.regions
+    pairs = [(p, q) for p in runs for q in runs if p.name < q.name]
+    expected = naive_grid(pairs, size, stride, flush=False)
+    asked = win.between(size=size, stride=stride)
+    if not expected:
+        with pytest.raises(PlanError, match="no window"):
+            asked.draw(bins, remainder="drop")
+        return
+    drawn = asked.draw(bins, remainder="drop")
+    assert (drawn.size, [tuple(s) for s in drawn.starts.tolist()]) == (size, expected)
+    for i, j in expected:
+        (first,), (second,) = set(names[i : i + size[0]]), set(names[j : j + size[1]])
+        assert first < second
+    named = {(p.name, q.name) for p, q in pairs}
+    for a, b in named:
+        some = win.between(size=size, stride=stride, pairs=[(b, a)])
+        chosen = naive_grid(
+            [(q, p) for q in runs for p in runs if (q.name, p.name) == (b, a)], size, stride,
+            flush=False,
+        )  # fmt: skip
+        if chosen:
+            assert some.draw(bins, remainder="drop").starts.tolist() == list(map(list, chosen))
+
+
+def test_between__flush_windows_and_binsizes_and_unknown_chromosomes():
+    bins = bins_of((np.repeat(["chr1", "chr2", "chr3"], [7, 5, 4]), np.arange(16)), binsize=1_000)
+    drawn = win.between(size=("4kb", 2), pairs=[("chr2", "chr1")]).draw(bins, remainder="keep")
+    assert drawn.starts.tolist() == [[7, 0], [7, 2], [7, 4], [7, 5], [8, 0], [8, 2], [8, 4], [8, 5]]
+    assert (drawn.n_flush, drawn.empty) == (5, ("chr3",))
+    with pytest.raises(PlanError, match=r"no bins between '2' and 'chr1'.*is 'chr2' meant\?"):
+        win.between(size=4, pairs=[("2", "chr1")]).draw(bins, remainder="keep")
+    with pytest.raises(PlanError, match=r"\('chr1', 'chr1'\) are no two chromosomes"):
+        win.between(size=4, pairs=[("chr1", "chr1")])
+    with pytest.raises(PlanError, match=r"\(4, 2, 1\) are 3 lengths"):
+        win.between(size=(4, 2, 1)).draw(bins, remainder="keep")
+
+
+@given(
+    kept_bins(),
+    st.integers(1, 5),
+    st.integers(1, 7),
+    st.integers(0, 9),
+    st.integers(0, 3),
+    st.sampled_from(["diagonal", "grid"]),
+)
+def test_shift__windows_move_within_their_chromosome(kept, size, stride, shift, epoch, kind):
+    bins, shape = bins_of(kept), getattr(win, kind)
+    try:
+        still = shape(size=size, stride=stride).draw(bins, remainder="drop")
+    except PlanError:
+        return
+    asked = shape(size=size, stride=stride, shift=shift)
+    drawn = asked.draw(bins, remainder="drop", seed=3)
+    npt.assert_array_equal(drawn.starts, still.starts)
+    assert (drawn.shift is None) == (shift <= 1)
+    ids = np.arange(len(drawn))
+    places = drawn.starts_of(ids, epoch)
+    first, last = drawn.reach_of(ids)
+    npt.assert_array_equal(drawn.starts_of(ids), first)
+    assert ((first <= places) & (places <= last)).all()
+    for start, place, end in zip(first, places, last, strict=True):
+        moved = place - start
+        assert moved[0] == moved[1]
+        assert moved[0] < max(shift, 1)
+        stops = [r.stop for s in start for r in bins.rows.regions if r.start <= s < r.stop]
+        assert (place + size <= stops).all()
+        room = min(max(shift, 1), *(stops - start - size + 1).tolist())
+        assert (end - start).tolist() == [room - 1] * 2
+    for i in ids[:5]:  # whatever else is asked for
+        npt.assert_array_equal(drawn.starts_of(ids[i : i + 1], epoch), places[i : i + 1])
+    npt.assert_array_equal(drawn.starts_of(ids[::-1], epoch), places[::-1])
+
+
+def test_shift__is_uniform_and_differs_between_epochs_and_seeds():
+    bins = bins_of((np.repeat("a", 40_010), np.arange(40_010)))
+    asked = win.diagonal(size=10, stride=4, shift=5)
+    drawn = asked.draw(bins, remainder="drop", seed=1)
+    ids = np.arange(len(drawn))
+    moves = [(drawn.starts_of(ids, e) - drawn.starts)[:, 0] for e in range(3)]
+    for move in moves:
+        counts = np.bincount(move, minlength=5)
+        assert (abs(counts - len(ids) / 5) < 5 * np.sqrt(len(ids) / 5)).all()
+    other = asked.draw(bins, remainder="drop", seed=2)
+    moves.append((other.starts_of(ids, 0) - other.starts)[:, 0])
+    for a, b in itertools.combinations(moves, 2):
+        assert abs((a == b).mean() - 0.2) < 0.02
+    assert moves[0][:12].tolist() == GOLDEN  # the same on every machine, for ever
+    with pytest.raises(PlanError, match="shift=-1 is impossible"):
+        win.diagonal(size=10, shift=-1).draw(bins, remainder="drop")
+
+
 def test_diagonal__other_bins_on_the_second_axis_move_the_start_there():
     names = np.repeat(["a", "b"], [6, 5])
-    first = axes.regions_of(names, np.arange(11))
-    second = axes.regions_of(names[6:], np.arange(6, 11))  # only chromosome b
-    drawn = win.diagonal(size=5).draw(axes.pair_regions(first, second), None, "keep")
-    assert drawn.starts.tolist() == [[6, 0]]
+    bins = bins_of((names, np.arange(11)), (names[6:], np.arange(6, 11)))  # only chromosome b
+    assert win.diagonal(size=5).draw(bins, remainder="keep").starts.tolist() == [[6, 0]]
 
 
 def test_boxes__regions_that_are_too_short_are_named_once_when_dropped():
-    regions = axes.regions_of(np.repeat(["a", "b", "c"], [2, 9, 3]), np.arange(14))
-    drawn = win.diagonal(size=4, stride=3).draw(axes.pair_regions(regions, regions), None, "drop")
-    assert drawn.skipped == ("a", "c")
+    bins = bins_of((np.repeat(["a", "b", "c"], [2, 9, 3]), np.arange(14)))
+    drawn = win.diagonal(size=4, stride=3).draw(bins, remainder="drop")
+    assert drawn.skipped == drawn.empty == ("a", "c")
     assert drawn.starts[:, 0].tolist() == [2, 5]
     assert drawn.uncovered == {"bin1": 2 + 2 + 3, "bin2": 7}  # the rest of b counts, too
 
@@ -207,10 +348,22 @@ def test_from_generator__equals_its_own_selectors(dims, overlap, batches, concat
 
 @pytest.mark.parametrize(
     ("length", "binsize", "bins"),
-    [(64, None, 64), ("500kb", 10_000, 50), ("1.5 Mb", 10_000, 150), ("20,000bp", 5_000, 4)],
+    [
+        (64, None, 64),
+        ("500kb", 10_000, 50),
+        ("1.5 Mb", 10_000, 150),
+        ("20,000bp", 5_000, 4),
+        ("2.3Mb", 100_000, 23),
+    ],
 )
 def test_to_bins__counts_whole_bins(length, binsize, bins):
     assert win.to_bins(length, binsize) == bins
+
+
+@pytest.mark.parametrize("length", [1.5, "1.2.3kb", "kb", True, None, "-5kb"], ids=str)
+def test_to_bins__refuses_what_is_no_length(length):
+    with pytest.raises(PlanError, match="is no length"):
+        win.to_bins(length, 1_000)
 
 
 def test_xbatcher__still_draws_plans_as_relied_on():

@@ -11,8 +11,11 @@ import numpy.typing as npt
 import xbatcher
 
 from xloader.errors import PlanError
+from xloader.keyed import below, key_of
 
 Int64 = npt.NDArray[np.int64]
+
+_SHIFT = 8  # first word of the keys of shifts; orders use others
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,34 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """How far windows move from where they were drawn: another random distance in each epoch."""
+
+    room: Int64
+    """Places that each window may take, its own and those after it, at least 1, shape (n,)."""
+    seed: int
+    """Seed of the distances."""
+
+    def of(self, ids: Int64, epoch: int) -> Int64:
+        """
+        Return how far windows are moved, along all dimensions alike.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (m,)
+            Window numbers.
+        epoch : int
+            Number of the epoch.
+
+        Returns
+        -------
+        ndarray of int64, shape (m,)
+            In elements: a function of the seed, the epoch and the window alone.
+        """
+        return below(ids, self.room[ids], key_of(_SHIFT, self.seed, epoch))
+
+
+@dataclass(frozen=True)
 class Windows:
     """All windows of one plan, as integers; window ``i`` is sample ``i``."""
 
@@ -46,13 +77,35 @@ class Windows:
     """Number of windows."""
     n_flush: int = 0
     """Windows added so that the end of each region is seen, flush with it; they come last."""
+    n_moved: int = 0
+    """Windows that would reach beyond an end, moved inward to lie flush with it."""
     uncovered: Mapping[str, int] = field(default_factory=dict)
-    """Positions along each dimension that no window covers."""
+    """Positions along each dimension that no window covers in any epoch."""
     skipped: tuple[str, ...] = ()
     """Regions shorter than a window, left out by ``remainder="drop"``."""
+    empty: tuple[str, ...] = ()
+    """Chromosomes, also of the file alone, in which no window lies."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Windows that were asked for and are not served, by reason."""
+    shift: Shift | None = None
+    """How far windows move in each epoch; None where they stay."""
+    beyond: Int64 | None = None
+    """How far each window reaches beyond its start (below 0) or end and is padded, shape (n, n_dims)."""
 
     def __len__(self) -> int:
         return self.n
+
+    @property
+    def n_padded(self) -> int:
+        """
+        Return how many windows are padded, since they reach beyond their region.
+
+        Returns
+        -------
+        int
+            Of all windows.
+        """
+        return 0 if self.beyond is None else int(self.beyond.any(axis=1).sum())
 
     @property
     def by_row(self) -> bool:
@@ -66,7 +119,7 @@ class Windows:
         """
         return self.size == (1,)
 
-    def starts_of(self, ids: Int64) -> Int64:
+    def starts_of(self, ids: Int64, epoch: int | None = None) -> Int64:
         """
         Return where windows start.
 
@@ -74,13 +127,62 @@ class Windows:
         ----------
         ids : ndarray of int64, shape (m,)
             Window numbers.
+        epoch : int, optional
+            Number of the epoch, in which windows are shifted. Default: where they were drawn.
 
         Returns
         -------
         ndarray of int64, shape (m, n_dims)
             First position along each dimension.
         """
-        return ids[:, None] if self.starts is None else self.starts[ids]
+        starts = ids[:, None] if self.starts is None else self.starts[ids]
+        if self.shift is None or epoch is None:
+            return starts
+        return starts + self.shift.of(ids, epoch)[:, None]
+
+    def reach_of(self, ids: Int64, epoch: int | None = None) -> tuple[Int64, Int64]:
+        """
+        Return the first and the last place where windows may start.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (m,)
+            Window numbers.
+        epoch : int, optional
+            Number of the epoch, in which each window has one place. Default: over all epochs.
+
+        Returns
+        -------
+        tuple of two ndarray of int64, shape (m, n_dims)
+            First positions along each dimension.
+        """
+        first = self.starts_of(ids, epoch)
+        if self.shift is None or epoch is not None:
+            return first, first
+        return first, first + (self.shift.room[ids] - 1)[:, None]
+
+    def shown_of(self, ids: Int64, epoch: int | None = None) -> tuple[Int64, Int64]:
+        """
+        Return which positions windows show.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (m,)
+            Window numbers.
+        epoch : int, optional
+            Number of the epoch, in which windows are shifted. Default: where they were drawn.
+
+        Returns
+        -------
+        tuple of two ndarray of int64, shape (m, n_dims)
+            First position along each dimension, and one past the last; what is padded is not there.
+        """
+        first = self.starts_of(ids, epoch)
+        stop = first + np.array(self.size)
+        if self.beyond is None:
+            return first, stop
+        over = self.beyond[ids]
+        return first + np.maximum(over, 0), stop + np.minimum(over, 0)
 
 
 def axis_starts(size: int, *, window: int, stride: int, dim: str = "x") -> Int64:
@@ -179,33 +281,79 @@ def regions_of(names: npt.NDArray[Any], ids: npt.NDArray[Any]) -> list[Region]:
     return [Region(str(names[a]), a, b, int(ids[a])) for a, b in itertools.pairwise(edges)]
 
 
-def pair_regions(first: Sequence[Region], second: Sequence[Region]) -> list[tuple[Region, Region]]:
-    """
-    Pair the regions of two axes by name, so that windows stay within a chromosome.
+@dataclass(frozen=True)
+class Drawn:
+    """Windows before they are numbered and counted."""
 
-    Parameters
-    ----------
-    first, second : sequence of Region
-        Regions along each axis.
+    starts: Int64
+    """First position of each window, shape (n, n_dims)."""
+    flush: npt.NDArray[np.bool_]
+    """Whether it was added to see the end of its region, shape (n,)."""
+    room: Int64 | None = None
+    """As in `Shift`."""
+    moved: npt.NDArray[np.bool_] | None = None
+    """Whether it was moved inward, shape (n,)."""
+    beyond: Int64 | None = None
+    """As in `Windows`."""
 
-    Returns
-    -------
-    list of pairs
-        In the order of `first`, then of `second`.
-    """
-    return [(a, b) for a in first for b in second if a.name == b.name]
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def take(self, which: Int64) -> "Drawn":
+        """
+        Return some of the windows.
+
+        Parameters
+        ----------
+        which : ndarray of int64, shape (m,)
+            Their places.
+
+        Returns
+        -------
+        Drawn
+            In that order.
+        """
+        parts = (self.starts, self.flush, self.room, self.moved, self.beyond)
+        return Drawn(*(p if p is None else p[which] for p in parts))  # type: ignore[arg-type]
+
+    def reach(self, axis: int, size: int) -> tuple[Int64, Int64]:
+        """
+        Return what windows show along a dimension, in whatever epoch.
+
+        Parameters
+        ----------
+        axis : int
+            Which dimension.
+        size : int
+            Their length along it.
+
+        Returns
+        -------
+        tuple of two ndarray of int64, shape (n,)
+            First position and one past the last; what is padded is not there.
+        """
+        first = self.starts[:, axis]
+        stop = first + size
+        if self.room is not None:
+            stop = stop + self.room - 1
+        if self.beyond is not None:
+            over = self.beyond[:, axis]
+            first, stop = first + np.maximum(over, 0), stop + np.minimum(over, 0)
+        return first, stop
 
 
 def collect(
     dims: tuple[str, ...],
     size: tuple[int, ...],
-    regular: list[Int64],
-    flush: list[Int64],
+    drawn: Drawn,
     regions: Sequence[Sequence[Region]],
-    skipped: Sequence[Region],
+    *,
+    skipped: Sequence[Region] = (),
+    left_out: Mapping[str, int] | None = None,
+    seed: int = 0,
 ) -> Windows:
     """
-    Join the windows of all regions and count what they leave uncovered.
+    Give windows their numbers, and count what they leave uncovered.
 
     Parameters
     ----------
@@ -213,44 +361,62 @@ def collect(
         Dimensions that the windows cut.
     size : tuple of int
         Length of every window along each of them.
-    regular, flush : list of ndarray of int64, shape (n, n_dims)
-        Starts that xbatcher drew, and those added at the ends of regions.
+    drawn : Drawn
+        The windows of all regions.
     regions : sequence of sequences of Region
-        Where windows may lie.
-    skipped : sequence of Region
+        Where windows may lie along each dimension; none where nobody wants to cover them.
+    skipped : sequence of Region, optional
         Regions too short for a window.
+    left_out : mapping of str to int, optional
+        Windows that are not among `drawn`, by reason.
+    seed : int, optional
+        Seed of shifts.
 
     Returns
     -------
     Windows
-        Regular windows first.
+        Those added at the ends of regions last, otherwise in order.
 
     Raises
     ------
     PlanError
         If there is no window.
     """
-    parts = [p for p in regular + flush if len(p)]
-    if not parts:
+    left_out = {k: n for k, n in (left_out or {}).items() if n}
+    if not len(drawn):
+        why = ", ".join(f"{n:,} {k}" for k, n in left_out.items())
         msg = (
-            f"no window of {dict(zip(dims, size, strict=True))} elements fits the selection; choose "
-            "smaller windows, a larger `max_distance` or more data"
+            f"no window of {dict(zip(dims, size, strict=True))} elements fits the selection"
+            f"{f', of all these are left out: {why}' if why else ''}; choose smaller windows, a larger "
+            "`max_distance`, fewer exclusions or more data"
         )
         raise PlanError(msg)
-    starts = np.concatenate(parts)
-    axes = zip(dims, starts.T, size, zip(*regions, strict=True), strict=True)
-    uncovered = {d: _uncovered(s, length, parts) for d, s, length, parts in axes}
-    names = tuple(dict.fromkeys(r.name for r in skipped))
-    return Windows(dims, size, starts, len(starts), sum(map(len, flush)), uncovered, names)
+    if drawn.flush.any():
+        drawn = drawn.take(np.argsort(drawn.flush, kind="stable"))
+    axes = zip(dims, range(len(dims)), size, regions, strict=False)
+    uncovered = {d: _uncovered(*drawn.reach(k, length), parts) for d, k, length, parts in axes}
+    return Windows(
+        dims,
+        size,
+        drawn.starts,
+        len(drawn),
+        n_flush=int(drawn.flush.sum()),
+        n_moved=0 if drawn.moved is None else int(drawn.moved.sum()),
+        uncovered=uncovered,
+        skipped=tuple(dict.fromkeys(r.name for r in skipped)),
+        left_out=left_out,
+        shift=None if drawn.room is None else Shift(drawn.room, seed),
+        beyond=drawn.beyond,
+    )
 
 
-def _uncovered(starts: Int64, length: int, regions: Sequence[Region]) -> int:
+def _uncovered(begin: Int64, stop: Int64, regions: Sequence[Region]) -> int:
     """Count the positions of some regions that no window covers."""
-    uncovered = np.zeros(max(r.stop for r in regions) + 1, bool)
+    n = max(r.stop for r in regions) + 1
+    uncovered = np.zeros(n, bool)
     for r in regions:
         uncovered[r.start : r.stop] = True
-    begin, n = np.unique(starts), len(uncovered)
-    change = np.bincount(begin, minlength=n) - np.bincount(begin + length, minlength=n)
+    change = np.bincount(begin, minlength=n) - np.bincount(stop, minlength=n)
     return int((uncovered & (np.cumsum(change) == 0)).sum())
 
 
@@ -304,5 +470,5 @@ def from_generator(generator: xbatcher.BatchGenerator) -> Windows:
     dims = tuple(patches[0])
     size = tuple(patches[0][d].stop - patches[0][d].start for d in dims)
     starts = np.array([[p[d].start for d in dims] for p in patches], np.int64)
-    whole = [tuple(Region("", 0, generator.ds.sizes[d]) for d in dims)]
-    return collect(dims, size, [starts], [], whole, ())
+    whole = [[Region("", 0, generator.ds.sizes[d])] for d in dims]
+    return collect(dims, size, Drawn(starts, np.zeros(len(starts), bool)), whole)

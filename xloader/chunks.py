@@ -155,12 +155,14 @@ def consecutive(index: Sequence[Int64], variable: xr.Variable, windows: Windows)
     list of bool
         One per dimension.
     """
-    starts = windows.starts_of(np.arange(len(windows)))
+    first, last = windows.reach_of(np.arange(len(windows)))
     runs = []
     for dim, i in zip(variable.dims, index, strict=True):
         axis = windows.dims.index(str(dim)) if dim in windows.dims else None
-        first = np.zeros(1, np.int64) if axis is None else starts[:, axis]
-        size = len(i) if axis is None else windows.size[axis]
         breaks = np.append(0, np.cumsum(np.diff(i) != 1))
-        runs.append(bool((breaks[first] == breaks[first + size - 1]).all()))
+        if axis is None:
+            runs.append(bool(breaks[-1] == 0))
+        else:
+            ends = last[:, axis] + windows.size[axis] - 1
+            runs.append(bool((breaks[first[:, axis]] == breaks[ends]).all()))
     return runs

@@ -67,5 +67,6 @@ class Described(Resumable):
         SchemaError
             If there is no such coordinate.
         """
-        values = sample_values(self.ds, self.plan.windows, label)
-        return self.plan.randomness(values, epoch=self.epoch if epoch is None else epoch, own=own)
+        epoch = self.epoch if epoch is None else epoch
+        values = sample_values(self.ds, self.plan.windows, label, epoch)
+        return self.plan.randomness(values, epoch=epoch, own=own)

@@ -148,6 +148,32 @@ def mixed(places: Int64, key: int) -> UInt64:
     return _mixed(_mixed(places.astype(np.uint64) * step + np.uint64(key)))
 
 
+def below(places: Int64, n: Int64, key: int) -> Int64:
+    """
+    Return a random whole number for each place.
+
+    Parameters
+    ----------
+    places : ndarray of int64, shape (m,)
+        Any numbers.
+    n : ndarray of int64, shape (m,)
+        What each number is less than, at least 1 and less than 2^32.
+    key : int
+        Which of all such functions.
+
+    Returns
+    -------
+    ndarray of int64, shape (m,)
+        At least 0, less than `n`; each of them equally likely but for one part in 2^32.
+
+    Examples
+    --------
+    >>> below(np.arange(4), np.array([1, 5, 5, 5]), key_of(1)).tolist()
+    [0, 2, 0, 2]
+    """
+    return ((mixed(places, key) >> _HALF) * n.astype(np.uint64) >> _HALF).astype(np.int64)
+
+
 def uniform(places: Int64, key: int) -> npt.NDArray[np.float64]:
     """
     Return a random number for each place.

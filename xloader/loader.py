@@ -76,7 +76,8 @@ class Loader(Described):
     remainder : {"keep", "drop", "pad"}, optional
         What becomes of the last, incomplete batch: kept short, dropped, or filled up with samples
         that carry ``valid=False``. Where windows do not reach the end of a region, "keep" and "pad"
-        add one window flush with it and "drop" leaves the rest out. `plan` counts them.
+        add one window flush with it and "drop" leaves the rest out; `xloader.windows.regions` says
+        what becomes of those that would reach beyond it. `plan` counts them.
     layout : {None, "csr", "dense"}, optional
         Form of sparse variables in batches. Default: "csr" where storage is sparse.
     memory_budget : int or str, optional
@@ -141,7 +142,7 @@ class Loader(Described):
             if not isinstance(number, int | np.integer):
                 msg = f"{name}={number!r} is no whole number; give one"
                 raise PlanError(msg)
-        self.ds, drawn = draw_windows(source, input_dims, input_overlap, windows, remainder)
+        self.ds, drawn = draw_windows(source, input_dims, input_overlap, windows, remainder, seed)
         self.layout = layout
         self.transform = transform
         self.prefetch = prefetch
@@ -301,7 +302,8 @@ class Loader(Described):
         """
         planned = self.plan.batch(epoch, step + len(self) if step < 0 else step)
         pools = {int(p): self._pool(epoch, int(p)) for p in np.unique(planned.pools)}
-        return self._finish(cut(self._open(), planned, pools), planned, epoch, step % len(self))
+        values = cut(self._open(), planned, epoch, pools)
+        return self._finish(values, planned, epoch, step % len(self))
 
     def samples(self, ids: npt.ArrayLike, *, epoch: int | None = None) -> xr.Dataset:
         """
@@ -312,7 +314,7 @@ class Loader(Described):
         ids : array-like of int, shape (n,)
             Sample numbers, repeats allowed.
         epoch : int, optional
-            Epoch that random transforms see. Default: the current one.
+            Epoch that shifts windows and that random transforms see. Default: the current one.
 
         Returns
         -------
@@ -331,9 +333,9 @@ class Loader(Described):
             raise IndexError(msg)
         wanted = wanted % n
         epoch = self.epoch if epoch is None else epoch
-        loaded = self._pool(epoch, 0) if self.plan.in_memory else self._open().load(wanted)
+        loaded = self._pool(epoch, 0) if self.plan.in_memory else self._open().load(wanted, epoch)
         batch = Batch(wanted, np.zeros_like(wanted), np.ones(len(wanted), bool))
-        return self._finish(self._open().gather([(loaded, wanted)]), batch, epoch, None)
+        return self._finish(self._open().gather([(loaded, wanted)], epoch), batch, epoch, None)
 
     def __iter__(self) -> Iterator[xr.Dataset]:
         epoch, first = self._cursor.begin()
@@ -400,7 +402,7 @@ class Loader(Described):
         times = []
         for _ in range(3):
             begin = time.perf_counter()
-            labelled = self._label(cut(self._open(), planned, pools), planned)
+            labelled = self._label(cut(self._open(), planned, self.epoch, pools), planned)
             between = time.perf_counter()
             self._transform(labelled, planned, self.epoch, 0)
             times.append((between - begin, time.perf_counter() - between))
@@ -417,11 +419,12 @@ class Loader(Described):
 
     def _read(self, epoch: int, pool: int) -> Loaded:
         plan = self.plan
-        n = len(plan.windows)
         try:
-            ids = np.arange(n) if plan.in_memory else plan.pool_ids(epoch, pool)
+            if plan.in_memory:  # one pool for all epochs
+                return self._open().load(np.arange(len(plan.windows)), None)
+            ids = plan.pool_ids(epoch, pool)
             # a rank may have no sample of a small pool
-            return self._open().load(ids) if len(ids) else {}
+            return self._open().load(ids, epoch) if len(ids) else {}
         except Exception as e:
             first = name_batch(self.ds, plan, epoch, plan.first_step(epoch, pool))
             e.add_note(f"while reading pool {pool} of epoch {epoch}, first for {first}")
@@ -454,7 +457,7 @@ class Loader(Described):
         try:
             return apply(self._after_reading, labelled, rng=rng, dim=self.sample_dim)
         except Exception as e:
-            which = f"{name_samples(self.ds, self.plan.windows, batch.ids)} of epoch {epoch}"
+            which = f"{name_samples(self.ds, self.plan.windows, batch.ids, epoch)} of epoch {epoch}"
             if step is not None:
                 which = name_batch(self.ds, self.plan, epoch, step)
             e.add_note(f"while transforming {which}")

@@ -95,7 +95,7 @@ def divide(
         If a single block does not fit.
     """
     members = np.arange(len(windows)) if blocks.members is None else blocks.members
-    each = source.block_nbytes(windows.starts_of(members), blocks.ptr)
+    each = source.block_nbytes(members, blocks.ptr)
     nbytes = each.sum(axis=0)
     batch_nbytes = batch_size * source.sample_nbytes
     largest, pool = int(nbytes.max(initial=0)), pool_nbytes(budget)

@@ -1,5 +1,6 @@
 """What samples and batches are called in messages: regions, names, and how to make them again."""
 
+import numpy as np
 import xarray as xr
 
 from xloader.axes import Int64, Windows
@@ -27,12 +28,12 @@ def name_batch(ds: xr.Dataset, plan: Plan, epoch: int, step: int) -> str:
     ids = plan.batch(epoch, step).ids
     rank = f" of rank {plan.rank}" if plan.world_size > 1 else ""
     return (
-        f"{name_samples(ds, plan.windows, ids)}, which are batch {step} of epoch {epoch}{rank}; "
+        f"{name_samples(ds, plan.windows, ids, epoch)}, which are batch {step} of epoch {epoch}{rank}; "
         f"loader.batch({epoch}, {step}) makes it again"
     )
 
 
-def name_samples(ds: xr.Dataset, windows: Windows, ids: Int64) -> str:
+def name_samples(ds: xr.Dataset, windows: Windows, ids: Int64, epoch: int) -> str:
     """
     Say what some samples are called: their numbers, and the regions or names of the first three.
 
@@ -44,6 +45,8 @@ def name_samples(ds: xr.Dataset, windows: Windows, ids: Int64) -> str:
         Where they lie.
     ids : ndarray of int64, shape (n,)
         Sample numbers.
+    epoch : int
+        Epoch that shifts windows.
 
     Returns
     -------
@@ -52,22 +55,21 @@ def name_samples(ds: xr.Dataset, windows: Windows, ids: Int64) -> str:
 
     Examples
     --------
-    >>> import numpy as np
     >>> ds = xr.Dataset(coords={"cell": ["a", "b"]})
-    >>> name_samples(ds, Windows(("cell",), (1,), None, 2), np.array([1, 0]))
+    >>> name_samples(ds, Windows(("cell",), (1,), None, 2), np.array([1, 0]), 0)
     "samples [1, 0] (cell 'b'; cell 'a')"
     """
     numbers = ", ".join(map(str, ids[:8].tolist())) + (", ..." if len(ids) > 8 else "")
     names = [
-        " x ".join(map(_place, [ds] * len(start), windows.dims, start, windows.size))
-        for start in windows.starts_of(ids[:3]).tolist()
+        " x ".join(map(_place, [ds] * len(first), windows.dims, first, stop))
+        for first, stop in np.stack(windows.shown_of(ids[:3], epoch), axis=1).tolist()
     ]
     return f"samples [{numbers}] ({'; '.join(names)}{'; ...' if len(ids) > 3 else ''})"
 
 
-def _place(ds: xr.Dataset, dim: str, first: int, length: int) -> str:
+def _place(ds: xr.Dataset, dim: str, first: int, stop: int) -> str:
     """Name some positions along a dimension."""
-    last = first + length - 1
+    last = stop - 1
     region = [f"{name}{dim[-1]}" for name in ("chrom", "start", "end")]
     if all(name in ds.coords and ds[name].dims == (dim,) for name in region):
         chrom, start, end = (
@@ -75,6 +77,6 @@ def _place(ds: xr.Dataset, dim: str, first: int, length: int) -> str:
         )
         return f"{chrom}:{start:,}-{end:,}"
     if dim not in ds.coords:
-        return f"{dim} {first}" if length == 1 else f"{dim} {first}:{first + length}"
+        return f"{dim} {first}" if first == last else f"{dim} {first}:{stop}"
     names = [repr(ds[dim][at].item()) for at in dict.fromkeys((first, last))]
     return f"{dim} {' to '.join(names)}"

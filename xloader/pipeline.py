@@ -106,7 +106,7 @@ def gathered(
             pools = {p: pools.get(p) or reader.submit(read, epoch, p) for p in range(first, end)}
             needed = {p: pools[p] for p in range(first, last + 1)}
             started = threading.Event() if ahead.group > 1 else None
-            values = gatherer.submit(_gather, source, group.samples, needed, started)
+            values = gatherer.submit(_gather, source, group.samples, epoch, needed, started)
             waiting.append(_Waiting(group, values, started))
             if len(waiting) > ahead.groups:
                 yield from _served(waiting)
@@ -141,20 +141,23 @@ def _served(waiting: deque[_Waiting]) -> Iterator[tuple[Batch, dict[str, Values]
 def _gather(
     source: Source,
     samples: Batch,
+    epoch: int,
     pools: Mapping[int, Future[Loaded]],
     started: threading.Event | None,
 ) -> dict[str, Values]:
     """Cut a group of batches, alone if whoever waits for `started` labels another meanwhile."""
     if started is None:
-        return cut(source, samples, {p: future.result() for p, future in pools.items()})
+        return cut(source, samples, epoch, {p: f.result() for p, f in pools.items()})
     try:
         with alone(started.set):
-            return cut(source, samples, {p: future.result() for p, future in pools.items()})
+            return cut(source, samples, epoch, {p: f.result() for p, f in pools.items()})
     finally:
         started.set()
 
 
-def cut(source: Source, samples: Batch, pools: Mapping[int, Loaded]) -> dict[str, Values]:
+def cut(
+    source: Source, samples: Batch, epoch: int, pools: Mapping[int, Loaded]
+) -> dict[str, Values]:
     """
     Cut samples out of the pools that hold them.
 
@@ -164,6 +167,8 @@ def cut(source: Source, samples: Batch, pools: Mapping[int, Loaded]) -> dict[str
         Where the pools were loaded from.
     samples : Batch
         Which ones.
+    epoch : int
+        Epoch that shifts windows.
     pools : mapping of int to Loaded
         Pools in memory, by number, increasing.
 
@@ -174,7 +179,7 @@ def cut(source: Source, samples: Batch, pools: Mapping[int, Loaded]) -> dict[str
     """
     if len(pools) == 1:
         (loaded,) = pools.values()
-        return source.gather([(loaded, samples.ids)])
+        return source.gather([(loaded, samples.ids)], epoch)
     # pools between those that are needed may hold nothing of this rank
     needed = [(p, samples.ids[samples.pools == p]) for p in np.unique(samples.pools).tolist()]
-    return source.gather([(pools[p], ids) for p, ids in needed])
+    return source.gather([(pools[p], ids) for p, ids in needed], epoch)

@@ -1,7 +1,7 @@
 """What a plan says about itself, as text and as a table."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ Facts = Mapping[str, str]
 
 _POOLS = 4
 _SAMPLES = 2**16
+_NAMED = 5
 
 
 def heading(plan: "Plan") -> str:
@@ -34,7 +35,9 @@ def heading(plan: "Plan") -> str:
     size = ", ".join(f"{d}: {n}" for d, n in zip(w.dims, w.size, strict=True))
     drawn = "" if plan.n_samples == len(w) else f"{plan.n_samples:,} samples of "
     batches = f"{len(plan):,} batches of {plan.batch_size}"
-    return f"{batches} per epoch ({drawn}{len(w):,} windows of {size})"
+    far = 0 if w.shift is None else int(w.shift.room.max()) - 1
+    shifted = f", shifted by up to {far}" if far else ""
+    return f"{batches} per epoch ({drawn}{len(w):,} windows of {size}{shifted})"
 
 
 def facts(plan: "Plan", epoch: int, *, prefetch: int) -> dict[str, str]:
@@ -56,14 +59,19 @@ def facts(plan: "Plan", epoch: int, *, prefetch: int) -> dict[str, str]:
         What each is about, and what was decided.
     """
     w = plan.windows
+    empty = [name for name in w.empty if name not in w.skipped]
     counted = {
         "flush windows": w.n_flush,
+        "windows moved inward": w.n_moved,
+        "windows padded": w.n_padded,
         "positions without a window": sum(w.uncovered.values()),
-        "regions too short": len(w.skipped),
+        f"regions too short{_named(w.skipped)}": len(w.skipped),
+        f"chromosomes without a window{_named(empty)}": len(empty),
         "samples dropped": plan.n_dropped,
         "samples padded": plan.n_padded,
     }
     rest = ", ".join(f"{v:,} {k}" for k, v in counted.items() if v) or "nothing left over"
+    left_out = ", ".join(f"{n:,} {why}" for why, n in w.left_out.items())
     n_pools = plan.n_pools(epoch)
     pools = f"{len(plan.blocks):,} in {n_pools:,} pool{'s' * (n_pools > 1)}"
     memory = min(plan.pool_blocks * (1 + prefetch), len(plan.blocks)) * plan.block_nbytes
@@ -73,7 +81,15 @@ def facts(plan: "Plan", epoch: int, *, prefetch: int) -> dict[str, str]:
         "reading": _reading(plan, epoch),
         "memory": f"up to {format_bytes(memory)}{ahead}; rank {plan.rank} of {plan.world_size}",
         "remainder": f"{plan.remainder}; {rest}",
+        **({"left out": f"windows: {left_out}"} if left_out else {}),
     }
+
+
+def _named(names: Sequence[str]) -> str:
+    """Return the first of some names, in brackets."""
+    return (
+        f" ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})" if names else ""
+    )
 
 
 def _reading(plan: "Plan", epoch: int) -> str:

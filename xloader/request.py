@@ -14,6 +14,7 @@ import xarray as xr
 from xloader import axes, schema
 from xloader import windows as win
 from xloader.axes import Region, Windows
+from xloader.contact_bins import chromosomes, contact_bins
 from xloader.errors import PlanError, SchemaError
 from xloader.orders import Asked, Custom, Sequential, Shuffled, Uniform
 from xloader.plan import Order, Remainder
@@ -123,9 +124,11 @@ def resolve_order(order: Any, ds: xr.Dataset, windows: Windows, *, shuffle: bool
     raise PlanError(msg)
 
 
-def sample_values(ds: xr.Dataset, windows: Windows, name: str) -> npt.NDArray[Any]:
+def sample_values(
+    ds: xr.Dataset, windows: Windows, name: str, epoch: int | None = None
+) -> npt.NDArray[Any]:
     """
-    Return the value of a coordinate for each sample: for windows, where they start.
+    Return the value of a coordinate for each sample: for windows, that of their first bin.
 
     Parameters
     ----------
@@ -135,6 +138,8 @@ def sample_values(ds: xr.Dataset, windows: Windows, name: str) -> npt.NDArray[An
         Where samples lie.
     name : str
         Name of a coordinate along one of the windowed dimensions.
+    epoch : int, optional
+        Epoch that shifts windows. Default: where they were drawn.
 
     Returns
     -------
@@ -153,9 +158,8 @@ def sample_values(ds: xr.Dataset, windows: Windows, name: str) -> npt.NDArray[An
     values = np.asarray(ds.variables[name])
     if windows.starts is None:
         return values
-    return np.asarray(
-        values[windows.starts[:, windows.dims.index(str(ds.variables[name].dims[0]))]]
-    )
+    first, _ = windows.shown_of(np.arange(len(windows)), epoch)
+    return np.asarray(values[first[:, windows.dims.index(str(ds.variables[name].dims[0]))]])
 
 
 def resolve_variables(ds: xr.Dataset, names: Sequence[str] | None) -> tuple[str, ...]:
@@ -268,6 +272,7 @@ def draw_windows(
     input_overlap: Mapping[str, int] | None,
     windows: Shape | None,
     remainder: Remainder,
+    seed: int,
 ) -> tuple[xr.Dataset, Windows]:
     """
     Return the Dataset that is read and where its windows lie.
@@ -282,6 +287,8 @@ def draw_windows(
         Contact windows.
     remainder : {"keep", "drop", "pad"}
         What becomes of the end of a region.
+    seed : int
+        Seed of shifted windows.
 
     Returns
     -------
@@ -316,8 +323,14 @@ def draw_windows(
         if given != ["windows"] or input_overlap is not None:
             msg = "`windows` and `input_dims`/`input_overlap` both say where windows lie; give one"
             raise PlanError(msg)
-        regions = _contact_regions(source)
-        return source, windows.draw(regions, source.attrs.get("binsize"), remainder)
+        asked: object = windows
+        if not isinstance(asked, Shape):
+            msg = (
+                f"`windows` is {type(asked).__name__}; ask with one of xl.windows, such as "
+                "xl.windows.diagonal(size=64)"
+            )
+            raise PlanError(msg)
+        return source, asked.draw(contact_bins(source), remainder=remainder, seed=seed)
     if input_dims is None:
         if schema.kind(source) != "cells":
             msg = (
@@ -360,18 +373,9 @@ def _xbatcher_windows(
 def _regions(ds: xr.Dataset, dims: Sequence[str]) -> list[tuple[Region, ...]]:
     """Return chromosomes along axes of bins, and whole axes otherwise."""
     bins = [d for d in dims if d in ("bin1", "bin2") and f"chrom{d[-1]}" in ds.coords]
-    axes = [_chromosomes(ds, d[-1]) if d in bins else [Region("", 0, ds.sizes[d])] for d in dims]
+    axes = [chromosomes(ds, d[-1]) if d in bins else [Region("", 0, ds.sizes[d])] for d in dims]
     parts = itertools.product(*axes)
     return [p for p in parts if len({p[dims.index(d)].name for d in bins}) <= 1]
-
-
-def _contact_regions(ds: xr.Dataset) -> list[tuple[Region, Region]]:
-    schema.require(ds, ["chrom1", "chrom2", "bin1", "bin2"], "contact windows")
-    return axes.pair_regions(_chromosomes(ds, "1"), _chromosomes(ds, "2"))
-
-
-def _chromosomes(ds: xr.Dataset, side: str) -> list[Region]:
-    return axes.regions_of(ds[f"chrom{side}"].values, ds[f"bin{side}"].values)
 
 
 def storage_blocks(source: Source, windows: Windows, *, in_order: bool) -> Blocks:

@@ -11,6 +11,7 @@ from xloader.axes import Int64, Windows
 from xloader.buffers import Allocate, Buffers
 from xloader.contract import Fusion
 from xloader.errors import PlanError, SchemaError
+from xloader.padding import pad
 from xloader.read import Reader, RowReader, TileReader, Values, make_reader
 
 Loaded = Mapping[str, Any]
@@ -115,23 +116,24 @@ class Source:
         largest: Reader | None = max(stored, key=lambda r: r.n_elements, default=None)
         return None if largest is None else largest.keys(starts)
 
-    def block_nbytes(self, starts: Int64, ptr: Int64) -> Int64:
+    def block_nbytes(self, ids: Int64, ptr: Int64) -> Int64:
         """
         Return the bytes that blocks of samples take in memory.
 
         Parameters
         ----------
-        starts : ndarray of int64, shape (n_samples, n_dims)
-            Where samples start, block after block.
+        ids : ndarray of int64, shape (n_samples,)
+            Sample numbers, block after block.
         ptr : ndarray of int64, shape (n_blocks + 1,)
-            Block ``b`` is ``starts[ptr[b]:ptr[b + 1]]``.
+            Block ``b`` is ``ids[ptr[b]:ptr[b + 1]]``.
 
         Returns
         -------
         ndarray of int64, shape (n_variables, n_blocks)
-            Upper bounds.
+            Upper bounds, for any epoch.
         """
-        return np.stack([r.nbytes(starts, ptr) for r in self.readers.values()])
+        first, last = self.windows.reach_of(ids)
+        return np.stack([r.nbytes(first, last, ptr) for r in self.readers.values()])
 
     def epoch_nbytes(self, nbytes: Int64, n_pools: int) -> int:
         """
@@ -192,7 +194,7 @@ class Source:
         """
         return next((r.advice for r in self.readers.values() if r.advice), None)
 
-    def load(self, ids: Int64) -> Loaded:
+    def load(self, ids: Int64, epoch: int | None) -> Loaded:
         """
         Read the blocks of some samples.
 
@@ -200,16 +202,18 @@ class Source:
         ----------
         ids : ndarray of int64, shape (m,)
             Sample numbers, at least one.
+        epoch : int or None
+            Epoch that they are read for; None for all of them.
 
         Returns
         -------
         Loaded
             For `gather`; every chunk was decoded once.
         """
-        starts = self.windows.starts_of(ids)
-        return {name: reader.load(starts) for name, reader in self.readers.items()}
+        first, last = self.windows.reach_of(ids, epoch)
+        return {name: reader.load(first, last) for name, reader in self.readers.items()}
 
-    def gather(self, parts: Sequence[tuple[Loaded, Int64]]) -> dict[str, Values]:
+    def gather(self, parts: Sequence[tuple[Loaded, Int64]], epoch: int | None) -> dict[str, Values]:
         """
         Cut samples out of what was loaded.
 
@@ -217,16 +221,30 @@ class Source:
         ----------
         parts : sequence of (Loaded, ndarray of int64)
             Sample numbers, and what they were loaded with; at least one.
+        epoch : int or None
+            Epoch that shifts windows; None for where they were drawn.
 
         Returns
         -------
         dict of str to array, samples first
             One array per variable and windowed coordinate, the samples of all parts in order.
         """
-        started = [(loaded, self.windows.starts_of(ids)) for loaded, ids in parts]
+        started = [(loaded, self.windows.starts_of(ids, epoch)) for loaded, ids in parts]
         # small ones first: large ones are cut without the interpreter, which others may have then
         names = sorted(self.readers, key=lambda name: self.readers[name].sample_nbytes)
-        return {
+        values = {
             name: self.readers[name].gather([(loaded[name], starts) for loaded, starts in started])
             for name in names
         }
+        if self.windows.beyond is None:
+            return values
+        over = self.windows.beyond[np.concatenate([ids for _, ids in parts])]
+        return {name: self._padded(name, v, over) for name, v in values.items()}
+
+    def _padded(self, name: str, values: Values, over: Int64) -> Values:
+        """Fill what windows show beyond the ends of chromosomes."""
+        reader = self.readers[name]
+        if not over.any() or not isinstance(values, np.ndarray):  # sparse rows reach beyond nothing
+            return values
+        columns = [0 * over[:, 0] if a is None else over[:, a] for a in reader.axes]
+        return pad(name, reader.dims, values, np.stack(columns, axis=1), self.attrs["binsize"])

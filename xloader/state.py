@@ -272,10 +272,12 @@ def fingerprints_of(source: Source, plan: Plan, transform: Transform | None) -> 
         Hexadecimal digits for `data`, `plan` and `transform`.
     """
     windows = plan.windows
+    room = None if windows.shift is None else windows.shift.room
+    places = windows.starts, room, windows.beyond
     ids = np.unique(np.linspace(0, len(windows) - 1, _N_SAMPLES).astype(np.int64))
-    values = source.gather([(source.load(ids), ids)])
+    values = source.gather([(source.load(ids, None), ids)], None)
     data = [
-        (windows.dims, windows.size, len(windows), windows.starts),
+        (windows.dims, windows.size, len(windows), places),
         sorted(source.readers),
         [(name, values[name]) for name in sorted(values)],
         [(name, v.dims, np.asarray(v.data)) for name, v in sorted(source.fixed.items())],

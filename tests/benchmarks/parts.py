@@ -127,7 +127,7 @@ def gathering(csr: CSRArray) -> None:
         loader = xl.Loader(ds, batch_size=size)
         loader[0]
         batch = loader.plan.batch(0, 0)
-        values = loader._open().gather([(loader._pool(0, 0), batch.ids)])
+        values = loader._open().gather([(loader._pool(0, 0), batch.ids)], 0)
         seconds = best(partial(loader._label, values, batch), 50)
         assert loader._labeller is not None
         loader._labeller._alike = False

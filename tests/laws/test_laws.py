@@ -56,10 +56,11 @@ def contact_requests(draw):
     low, high = draw(st.integers(0, 30)), draw(st.integers(80, 101))
     ds = ds.isel(bin1=slice(low, high), bin2=slice(low, high))
     size, stride = draw(st.integers(1, 15)), draw(st.integers(2, 20))
+    asked = {"size": size, "stride": stride, "shift": draw(st.sampled_from([0, 0, 5, 40]))}
     if draw(st.booleans()):
-        return ds, {"windows": xl.windows.diagonal(size=size, stride=stride)}
-    far = draw(st.integers(0, 30))
-    return ds, {"windows": xl.windows.grid(size=size, stride=stride, max_distance=far)}
+        return ds, {"windows": xl.windows.diagonal(**asked)}
+    far, triangle = draw(st.integers(0, 30)), draw(st.sampled_from(["both", "upper"]))
+    return ds, {"windows": xl.windows.grid(max_distance=far, triangle=triangle, **asked)}
 
 
 @st.composite
@@ -121,10 +122,10 @@ def test_l1__every_sample_once_per_epoch_and_what_is_left_is_counted(made, epoch
     assert sum((~valid(b)).sum() for b in batches) == loader.plan.n_padded
 
 
-@given(loaders())
-def test_l2__every_field_of_every_sample_equals_a_plain_read(made):
+@given(loaders(), st.integers(0, 2))
+def test_l2__every_field_of_every_sample_equals_a_plain_read(made, epoch):
     loader, ds, _ = made
-    assert_equals_naive(loader, ds, *served(loader))
+    assert_equals_naive(loader, ds, *served(loader, epoch), epoch=epoch)
 
 
 @given(st.data(), st.integers(1, 4))

@@ -26,7 +26,7 @@ def make(kind, order, *, small=True, **options):
         options = {"labels": ["cell_type"], "transform": noise, **options}
     else:
         ds = contacts().chunk({"bin1": 24, "bin2": 40})
-        options = {"windows": xl.windows.diagonal(size=12, stride=2), **options}
+        options = {"windows": xl.windows.diagonal(size=12, stride=2, shift=7), **options}
     if order in ("weighted", "grouped"):
         by = {"cells": "cell_type", "contacts": "chrom1"}[kind]
         n = {"cells": 61, "contacts": 41}[kind]

@@ -97,16 +97,16 @@ class Reader(ABC):
         """
 
     @abstractmethod
-    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:
+    def nbytes(self, first: Int64, last: Int64, ptr: Int64) -> Int64:
         """
         Return the bytes that blocks of windows decode to.
 
         Parameters
         ----------
-        starts : ndarray of int64, shape (m, n_dims)
-            Where windows start, block after block.
+        first, last : ndarray of int64, shape (m, n_dims)
+            Where windows start, at the earliest and at the latest, block after block.
         ptr : ndarray of int64, shape (n_blocks + 1,)
-            Block ``b`` is ``starts[ptr[b]:ptr[b + 1]]``.
+            Block ``b`` is ``ptr[b]:ptr[b + 1]`` of them.
 
         Returns
         -------
@@ -115,14 +115,14 @@ class Reader(ABC):
         """
 
     @abstractmethod
-    def load(self, starts: Int64) -> Any:
+    def load(self, first: Int64, last: Int64) -> Any:
         """
-        Decode every chunk that some windows touch, once.
+        Decode every chunk that some windows may touch, once.
 
         Parameters
         ----------
-        starts : ndarray of int64, shape (m, n_dims)
-            Where windows start.
+        first, last : ndarray of int64, shape (m, n_dims)
+            Where windows start, at the earliest and at the latest.
 
         Returns
         -------

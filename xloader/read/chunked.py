@@ -51,7 +51,7 @@ class MemoryReader(Reader):
         return None
 
     @override
-    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
+    def nbytes(self, first: Int64, last: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
         return np.zeros(len(ptr) - 1, np.int64)
 
     @property
@@ -60,7 +60,7 @@ class MemoryReader(Reader):
         return 0
 
     @override
-    def load(self, starts: Int64) -> None:  # numpydoc ignore=GL08
+    def load(self, first: Int64, last: Int64) -> None:  # numpydoc ignore=GL08
         return None
 
     @override
@@ -131,19 +131,21 @@ class ChunkReader(Reader):
         return 1 if size == 1 else -(-BLOCK_WINDOWS * size // chunk)
 
     @override
-    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
-        places = self._places(starts)
-        first = np.minimum.reduceat(self._chunk_of(places), ptr[:-1])
-        last = np.maximum.reduceat(self._chunk_of(places + np.array(self.size) - 1), ptr[:-1])
-        hull = np.prod(last - first + 1, axis=1)
+    def nbytes(self, first: Int64, last: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
+        low, high = self._chunks_of(first, last)
+        begins = ptr[:-1]
+        corners = np.minimum.reduceat(low, begins), np.maximum.reduceat(high, begins)
+        hull = np.prod(corners[1] - corners[0] + 1, axis=1)
         largest = self.grid.largest
-        touched = [-(-(s - 1) // c) + 1 for s, c in zip(self.size, largest, strict=True)]
+        # chunks of a window wherever it lies, or of all its places
+        anywhere = [-(-(s - 1) // c) + 1 for s, c in zip(self.size, largest, strict=True)]
+        touched = np.maximum(np.prod(high - low + 1, axis=1), int(np.prod(anywhere)))
         chunk_nbytes = int(np.prod(largest)) * self.dtype.itemsize
-        return np.asarray(np.minimum(hull, np.diff(ptr) * int(np.prod(touched))) * chunk_nbytes)
+        return np.asarray(np.minimum(hull, np.add.reduceat(touched, begins)) * chunk_nbytes)
 
     @override
-    def load(self, starts: Int64) -> Any:  # numpydoc ignore=GL08
-        ids = self._touched(self._places(starts))
+    def load(self, first: Int64, last: Int64) -> Any:  # numpydoc ignore=GL08
+        ids = self._touched(*self._chunks_of(first, last))
         chunks = self.grid.fetch(ids)
         return {tuple(i): c for i, c in zip(ids.tolist(), chunks, strict=True)}
 
@@ -178,9 +180,13 @@ class ChunkReader(Reader):
         else:
             self._boxes(loaded, self._places(starts), out)
 
-    def _touched(self, places: Int64) -> Int64:
-        """Return the chunks that windows touch, each once, sorted, shape (m, ndim)."""
-        first, last = self._chunk_of(places), self._chunk_of(places + np.array(self.size) - 1)
+    def _chunks_of(self, first: Int64, last: Int64) -> tuple[Int64, Int64]:
+        """Return the first and the last chunk that windows may touch, shape (m, ndim)."""
+        ends = self._places(last) + np.array(self.size) - 1
+        return self._chunk_of(self._places(first)), self._chunk_of(ends)
+
+    def _touched(self, first: Int64, last: Int64) -> Int64:
+        """Return the chunks from first to last ones, each once, sorted, shape (m, ndim)."""
         spans = (last - first).max(axis=0) + 1
         ids = (first[:, None, :] + np.indices(tuple(spans)).reshape(len(spans), -1).T).reshape(
             -1, len(spans)

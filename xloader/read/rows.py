@@ -74,22 +74,24 @@ class RowReader(Reader):
         return np.asarray(self.rows[starts[:, 0]] // self.array.block_rows)
 
     @override
-    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
+    def nbytes(self, first: Int64, last: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
         unit, n_rows = self.array.block_rows, self.array.shape[0]
         n_stored = n_rows // unit + 1
         block = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
-        block, stored = np.divmod(np.unique(block * n_stored + self.keys(starts)), n_stored)
+        block, stored = np.divmod(np.unique(block * n_stored + self.keys(first)), n_stored)
         each = self.array.nbytes_of(stored * unit, np.minimum((stored + 1) * unit, n_rows))
         return np.bincount(block, each, len(ptr) - 1).astype(np.int64)
 
     @override
-    def load(self, starts: Int64) -> tuple[PackedRows, Int64, Int64]:  # numpydoc ignore=GL08
+    def load(
+        self, first: Int64, last: Int64
+    ) -> tuple[PackedRows, Int64, Int64]:  # numpydoc ignore=GL08
         unit = self.array.block_rows
-        blocks = np.unique(self.rows[starts[:, 0]] // unit)
+        blocks = np.unique(self.rows[first[:, 0]] // unit)
         cuts = np.flatnonzero(np.diff(blocks) != 1) + 1
-        first = blocks[np.append(0, cuts)]
-        last = blocks[np.append(cuts, len(blocks)) - 1]
-        low, high = first * unit, np.minimum((last + 1) * unit, self.array.shape[0])
+        low = blocks[np.append(0, cuts)] * unit
+        stop = blocks[np.append(cuts, len(blocks)) - 1] + 1
+        high = np.minimum(stop * unit, self.array.shape[0])
         begin = time.perf_counter()
         packed = self.array.read_packed(low, high, self.buffers)
         if not self.array.is_converted:

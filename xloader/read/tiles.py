@@ -61,8 +61,8 @@ class TileReader(ChunkReader):
             self.dtype = np.dtype(np.float32)
 
     @override
-    def nbytes(self, starts: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
-        return np.asarray(super().nbytes(starts, ptr) * self._each // self.dtype.itemsize)
+    def nbytes(self, first: Int64, last: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
+        return np.asarray(super().nbytes(first, last, ptr) * self._each // self.dtype.itemsize)
 
     @property
     @override
@@ -75,27 +75,26 @@ class TileReader(ChunkReader):
         return int(self.array.dtype.itemsize + (4 if self.finish else 0))
 
     @override
-    def load(self, starts: Int64) -> "_TilePool":  # numpydoc ignore=GL08
-        keys = np.unique(self._keys_of(self._places(starts)))
+    def load(self, first: Int64, last: Int64) -> "_TilePool":  # numpydoc ignore=GL08
+        keys = np.unique(self._keys_of(self._places(first), self._places(last)))
         ij = np.stack(np.divmod(keys, self.n_tiles), axis=1)
         begin = time.perf_counter()
         tiles = self.array.load_tiles(ij, self.buffers)
         if not self.array.is_converted:
             self.count(time.perf_counter() - begin, tiles.size)
         finish = self.finish
-        shared = tiles.size < _OVERLAP * len(starts) * np.prod(self.size)
+        shared = tiles.size < _OVERLAP * len(first) * np.prod(self.size)
         if finish is not None and finish.whole and shared:
             tiles, finish = self._finished(tiles, ij), None
 
         return _TilePool(tiles, keys, finish)
 
-    def _keys_of(self, places: Int64) -> Int64:
-        """Return the stored tile at each place of each window, shape (n, rows, columns)."""
+    def _keys_of(self, low: Int64, high: Int64) -> Int64:
+        """Return the stored tiles of windows that start between two places, shape (n, rows, columns)."""
         side = self.array.tile
-        first = places // side
-        spans = ((places + np.array(self.size) - 1) // side - first).max(axis=0) + 1
+        first, last = low // side, (high + np.array(self.size) - 1) // side
+        spans = (last - first).max(axis=0) + 1
         # beyond its end, a window repeats the last tile it touches
-        last = (places + np.array(self.size) - 1) // side
         i, j = (
             np.minimum(first[:, d, None] + np.arange(spans[d]), last[:, d, None]) for d in (0, 1)
         )
@@ -124,7 +123,7 @@ class TileReader(ChunkReader):
         from xloader.kernels.tiles import cut_finished
 
         places, finish = self._places(starts), loaded.finish
-        slots = np.searchsorted(loaded.keys, self._keys_of(places))
+        slots = np.searchsorted(loaded.keys, self._keys_of(places, places))
         args = (loaded.tiles, slots, places, self.array.symmetric, out)
         if finish is None:
             _on_threads("gather", cut_windows, args, out)
