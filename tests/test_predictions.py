@@ -614,8 +614,9 @@ def test_close__that_fails_may_be_called_again(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(shard.path))
 
     monkeypatch.setattr("xloader.store.shard_writer.Shard.close", full)
-    with pytest.raises(ReadError, match="No space left on device; all predictions are safe"):
+    with pytest.raises(ReadError, match=r"No space left on device.*make room") as told:
         w.close()
+    assert "what was predicted is kept in" in told.value.__notes__[0]
     assert not (tmp_path / "o").exists()
     monkeypatch.undo()
     assert w.close().attrs["n_missing"] == 0

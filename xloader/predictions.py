@@ -353,13 +353,10 @@ class PredictionWriter:
                 progress=self.progress,
             )
         except OSError as e:
-            if isinstance(e, ReadError):
-                raise
-            msg = (
-                f"cannot write {str(self.store)!r}: {e.strerror}; all predictions are safe in "
-                f"{str(self._folder)!r}: make room and close the writer again"
+            e.add_note(
+                f"what was predicted is kept in {str(self._folder)!r}: close the writer again afterwards"
             )
-            raise ReadError(msg) from e
+            raise
         finally:
             written.close()
 
