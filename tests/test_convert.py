@@ -234,7 +234,7 @@ def test_convert__goes_on_where_it_was_stopped(kind, how, tmp_path, monkeypatch)
                 left -= 1
                 if left <= 0:
                     os.kill(os.getpid(), getattr(signal, sys.argv[3]))
-                    import time; time.sleep(60)
+                    import time; time.sleep(1)
                 return done
             return write
         for kind in (rows_writer.RowsWriter, writers.TilesWriter):
