@@ -213,9 +213,9 @@ def bytes_below(store):
 def test_convert__goes_on_where_it_was_stopped(kind, how, tmp_path, monkeypatch):
     if kind == "contacts":
         source = tmp_path / "a.cool"
-        starts = np.arange(9_000) * 1_000
+        starts = np.arange(17_000) * 1_000
         bins = pd.DataFrame({"chrom": "a", "start": starts, "end": starts + 1_000})
-        pairs = np.random.default_rng(0).integers(0, 9_000, (20_000, 2))
+        pairs = np.random.default_rng(0).integers(0, 17_000, (20_000, 2))
         pairs = np.unique(np.sort(pairs), axis=0)
         pixels = pd.DataFrame({"bin1_id": pairs[:, 0], "bin2_id": pairs[:, 1], "count": 1})
         cooler.create_cooler(str(source), bins, pixels)
