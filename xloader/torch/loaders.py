@@ -64,19 +64,22 @@ class DataLoader(Resumable, torch.utils.data.DataLoader[Tensors]):
             kept._shutdown_workers()
             self._iterator = None  # torch would wait for the dead one
         batches: Any = super().__iter__()
+        stop = not self.persistent_workers
         try:
             yield from self._cursor.follow(batches)
         except Exception as e:
-            if self.num_workers and _is_of_dead(e, batches, stop=not self.persistent_workers):
+            stop = True
+            if self.num_workers and _is_of_dead(e, batches):
                 loader = self.dataset.loader
                 waited = name_batch(loader.ds, loader.plan, *self._cursor.position)
                 msg = f"a worker was killed ({e}); its memory may have been too much. Next were {waited}"
                 raise RuntimeError(msg) from e
             raise
         finally:
-            if self.num_workers and not self.persistent_workers:
-                # else a traceback keeps them, and torch waits 5 s for each
+            if self.num_workers and stop:
+                # else a traceback keeps them, and torch waits 5 s for each when that is garbage
                 batches._shutdown_workers()
+                self._iterator = None
 
     @override
     def __len__(self) -> int:
@@ -91,13 +94,12 @@ class DataLoader(Resumable, torch.utils.data.DataLoader[Tensors]):
         return self.dataset.loader.position_of(state)
 
 
-def _is_of_dead(error: Exception, batches: Any, *, stop: bool) -> bool:
-    """Say whether an error comes of a worker that was killed; its end may be known later than that."""
+def _is_of_dead(error: Exception, batches: Any) -> bool:
+    """Stop workers and say whether an error comes of one that was killed; that may be known later."""
     if _KILLED in str(error):
         return True
     try:
-        if stop:
-            batches._shutdown_workers()
+        batches._shutdown_workers()
         # who asks a dead process for what it handed over meets any of these
         lost = isinstance(error, OSError | EOFError | RuntimeError)
         return _has_dead(batches, patience=int(lost))
