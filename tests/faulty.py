@@ -90,7 +90,7 @@ class Child:
 # --- what a process holds -------------------------------------------------------------------------
 
 
-probes = set()
+probes: set[str] = set()
 """
 Files that torch opened to find out whether any more can be opened, when a worker told it nothing.
 
