@@ -48,10 +48,10 @@ def identify(path: str | os.PathLike[str]) -> tuple[str, str]:
         raise missing(file)
     if file.is_dir():
         return "xloader", str(read_root(file)["kind"])
-    from xloader.backends.hdf5 import damage_told, open_hdf5  # stores do without h5py
+    from xloader.backends.hdf5 import HDF5File  # stores do without h5py
 
-    with damage_told(repr(str(file))):
-        groups = set(open_hdf5(str(file)))
+    with HDF5File(str(file)).reading() as opened:
+        groups = set(opened)
     if {"obs", "var"} <= groups:
         return "anndata", "cells"
     if {"bins", "pixels"} <= groups or groups & {"resolutions", "cells"}:
@@ -215,8 +215,9 @@ def resolutions(path: str | os.PathLike[str]) -> list[int]:
     if _engine(path, "contacts") is store_backend.StoreBackendEntrypoint:
         return store_backend.resolutions(path)
     from xloader.backends.cooler_groups import coolers
-    from xloader.backends.hdf5 import damage_told
+    from xloader.backends.hdf5 import HDF5File
 
-    file, _, group = _text(path).partition("::")
-    with damage_told(repr(file)):
+    name, _, group = _text(path).partition("::")
+    file = HDF5File(name)
+    with file.reading():
         return [size for size in coolers(file, "/" + group.strip("/")) if size is not None]

@@ -16,7 +16,7 @@ from xarray.backends import BackendEntrypoint
 
 from xloader.arrays import TileArray
 from xloader.backends.cooler_groups import choose, labels, part, storage_mode
-from xloader.backends.hdf5 import damage_told, open_hdf5, read
+from xloader.backends.hdf5 import HDF5File, read
 from xloader.errors import ReadError
 from xloader.schema import contacts_dataset
 
@@ -48,8 +48,8 @@ class CoolerArray(TileArray):
 
     Parameters
     ----------
-    path : str
-        Path of the HDF5 file.
+    file : HDF5File
+        The file.
     group : str
         Path of the cooler inside it.
 
@@ -61,9 +61,9 @@ class CoolerArray(TileArray):
         If the group lacks a part of a cooler.
     """
 
-    def __init__(self, path: str, group: str) -> None:
-        with damage_told(repr(path)):
-            cooler = open_hdf5(path)[group]
+    def __init__(self, file: HDF5File, group: str) -> None:
+        with file.reading() as opened:
+            cooler = opened[group]
             n = part(cooler, "bins/start").shape[0]
             count = part(cooler, "pixels/count")
             n_pixels = part(cooler, "pixels/bin2_id").shape[0]
@@ -71,12 +71,12 @@ class CoolerArray(TileArray):
             symmetric = storage_mode(cooler) != "square"
             self._chunk: int = (count.chunks or (1,))[0]
         super().__init__(n, count.dtype.newbyteorder("="), TILE, symmetric=symmetric)
-        self.path = path
+        self.file = file
         self.group = group.rstrip("/")
         steps = np.diff(self._indptr, prepend=0, append=n_pixels)
         if len(self._indptr) != n + 1 or steps.min() < 0 or steps[0] or steps[-1]:
             msg = (
-                f"`indexes/bin1_offset` of {path!r} ({len(self._indptr)} entries, last "
+                f"`indexes/bin1_offset` of {file.path!r} ({len(self._indptr)} entries, last "
                 f"{self._indptr[-1:].tolist()}) does not fit its {n} bins and {n_pixels} pixels: the "
                 "file was not written to its end, or is damaged; get a new copy"
             )
@@ -85,7 +85,7 @@ class CoolerArray(TileArray):
     @cached_property
     def _indptr(self) -> npt.NDArray[np.int64]:
         """First pixel of each bin, and the number of pixels, shape (n + 1,)."""
-        return read(self.path, f"{self.group}/indexes/bin1_offset").astype(np.int64)
+        return read(self.file, f"{self.group}/indexes/bin1_offset").astype(np.int64)
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -151,8 +151,8 @@ class CoolerArray(TileArray):
     def _pixels(self, start: int, stop: int) -> _Pixels:
         """Read pixels; the stored `bin1_id` is redundant."""
         span = slice(start, stop)
-        bin2 = read(self.path, f"{self.group}/pixels/bin2_id", span)
-        count = read(self.path, f"{self.group}/pixels/count", span)
+        bin2 = read(self.file, f"{self.group}/pixels/bin2_id", span)
+        count = read(self.file, f"{self.group}/pixels/count", span)
         bin2 = bin2.astype(bin2.dtype.newbyteorder("="), copy=False)
         return _Pixels(start, bin2, count.astype(self.dtype, copy=False))
 
@@ -174,7 +174,7 @@ class CoolerArray(TileArray):
         if wrong >= 0:
             bin1 = int(np.searchsorted(self._indptr, start + wrong, "right")) - 1
             msg = (
-                f"pixel {start + wrong} of {self.path!r} lies at bins ({bin1}, "
+                f"pixel {start + wrong} of {self.file.path!r} lies at bins ({bin1}, "
                 f"{pixels.bin2[wrong]}), outside the "
                 f"{'upper triangle' if self.symmetric else 'square'} of {n} bins: the file is "
                 "damaged; get a new copy"
@@ -239,8 +239,9 @@ class CoolerBackendEntrypoint(BackendEntrypoint):
             If it is not a cooler, or does not have this resolution.
         """
         path, _, group = os.fsdecode(filename_or_obj).partition("::")
-        with damage_told(repr(path)):
-            group = choose(path, "/" + group.strip("/"), resolution)
-            ds = contacts_dataset(CoolerArray(path, group), **labels(open_hdf5(path)[group]))
+        file = HDF5File(path)
+        with file.reading() as opened:
+            group = choose(file, "/" + group.strip("/"), resolution)
+            ds = contacts_dataset(CoolerArray(file, group), **labels(opened[group]))
         dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables
         return ds.drop_vars(dropped or [], errors="ignore")
