@@ -14,6 +14,7 @@ import cooler
 import numpy as np
 import pytest
 import scipy.sparse
+from typing_extensions import override
 
 import xloader as xl
 from tests.faulty import Child, nothing_left
@@ -113,6 +114,7 @@ class Disk:
 
 
 class _Raw(io.FileIO):
+    @override
     def write(self, data):
         self.disk.take()
         return super().write(data)
