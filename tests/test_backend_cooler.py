@@ -484,5 +484,5 @@ def test_file_cut_after_it_was_opened__is_told_when_it_is_read(chunks, tmp_path)
     whole = (tmp_path / "a.cool").read_bytes()
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "cut").replace(path)
-    with pytest.raises(ReadError, match=r"cannot read .*a.cool' .*truncated"):
+    with pytest.raises(ReadError, match=r"a.cool' was replaced or changed after it was opened"):
         ds["count"].load()
