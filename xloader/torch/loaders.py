@@ -69,6 +69,9 @@ class DataLoader(Resumable, torch.utils.data.DataLoader[Tensors]):
         stop = not self.persistent_workers
         try:
             yield from self._cursor.follow(self._in_turn(batches, turn))
+        except KeyboardInterrupt:
+            stop = stop or self._turn is turn  # a terminal ends workers too, a little later
+            raise
         except Exception as e:
             stop = stop or self._turn is turn  # else the workers are another iteration's
             if self.num_workers and stop and _is_of_dead(e, batches):
