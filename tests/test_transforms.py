@@ -1,6 +1,7 @@
 """Transforms: values against plain loops, scipy and cooltools; labels and masks; what is refused."""
 
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,27 @@ def test_zscore__equals_a_loop(windows):
             assert result[s, i, j] == pytest.approx(value, rel=1e-5, abs=1e-6)
         else:
             assert np.isnan(result[s, i, j])
+
+
+def test_pooled__serves_chromosomes_that_the_training_view_does_not_hold():
+    views = xl.split(contacts().load(), {"train": ["chr1"], "val": ["chr2"]})
+    stats = xl.statistics(views["train"], ignore_diags=0, progress=False)
+    x = views["train"]["count"].values.astype(float)
+    lines = [np.diagonal(x, d) for d in range(len(x))]
+    mean, std = ([f(line) for line in lines[:7]] for f in (np.mean, partial(np.std, ddof=1)))
+    for transform, value in (
+        (T.observed_over_expected(stats, pooled=True), lambda v, d: v / mean[d]),
+        (T.zscore(stats, pooled=True), lambda v, d: (v - mean[d]) / std[d]),
+    ):
+        shape = xl.windows.diagonal(size=7)
+        batch = xl.Loader(views["val"], windows=shape, batch_size=5, transform=transform)[0]
+        raw = xl.Loader(views["val"], windows=shape, batch_size=5)[0]["count"].values
+        for s, i, j, d in pairs(batch):
+            assert batch["count"].values[s, i, j] == pytest.approx(value(raw[s, i, j], d), rel=1e-5)
+    with pytest.raises(SchemaError, match=r"\['chr2'\], only of \['chr1'\]; pass pooled=True"):
+        xl.Loader(views["val"], windows=shape, batch_size=5, transform=T.zscore(stats))
+    with pytest.raises(SchemaError, match=r"needs \['expected_pooled'"):
+        T.zscore(stats.drop_vars("expected_pooled"), pooled=True)
 
 
 @BOTH

@@ -89,6 +89,7 @@ def observed_over_expected(
     stats: xr.Dataset,
     *,
     variable: str | None = None,
+    pooled: bool = False,
     pseudocount: float = 0.0,
     log: bool = False,
     between: float | None = None,
@@ -104,10 +105,13 @@ def observed_over_expected(
     Parameters
     ----------
     stats : xarray.Dataset
-        With ``expected (chrom, distance)`` and the attributes `variable`, `weight` and `binsize`,
-        from ``xl.statistics``.
+        With ``expected (chrom, distance)``, or ``expected_pooled (distance)``, and the attributes
+        `variable`, `weight` and `binsize`, from ``xl.statistics``.
     variable : str, optional
         What is divided, such as the balanced counts beside raw ones. Default: what `stats` are of.
+    pooled : bool, optional
+        Whether the mean is that of all chromosomes of `stats` together, the same for every
+        chromosome: also for those that are not in the training view.
     pseudocount : float, optional
         Added to both, in the unit of the contacts.
     log : bool, optional
@@ -148,7 +152,7 @@ def observed_over_expected(
     if not pseudocount >= 0:
         msg = f"pseudocount={pseudocount} is impossible; choose 0 or more, in the unit of contacts"
         raise SchemaError(msg)
-    frozen = Frozen(stats, "observed_over_expected", "expected")
+    frozen = Frozen(stats, "observed_over_expected", "expected", pooled=pooled)
     return Elementwise(
         "observed_over_expected", _observed_over_expected, (variable or frozen.variable,), into=into,
         frozen=frozen, pseudocount=pseudocount, log=log, between=between,
@@ -185,7 +189,13 @@ def _observed_over_expected(
     return ratio
 
 
-def zscore(stats: xr.Dataset, *, variable: str | None = None, into: str | None = None) -> Transform:
+def zscore(
+    stats: xr.Dataset,
+    *,
+    variable: str | None = None,
+    pooled: bool = False,
+    into: str | None = None,
+) -> Transform:
     """
     Say how far contacts are from the mean of their distance, in standard deviations.
 
@@ -194,10 +204,12 @@ def zscore(stats: xr.Dataset, *, variable: str | None = None, into: str | None =
     Parameters
     ----------
     stats : xarray.Dataset
-        With ``expected (chrom, distance)``, ``std (chrom, distance)`` and the attributes `variable`,
-        `weight` and `binsize`, from ``xl.statistics``.
+        With ``expected (chrom, distance)``, ``std (chrom, distance)``, or both ``_pooled (distance)``,
+        and the attributes `variable`, `weight` and `binsize`, from ``xl.statistics``.
     variable : str, optional
         What is scored. Default: what `stats` are of.
+    pooled : bool, optional
+        As for `observed_over_expected`.
     into : str, optional
         Name of the scores. Default: the variable itself.
 
@@ -229,7 +241,7 @@ def zscore(stats: xr.Dataset, *, variable: str | None = None, into: str | None =
     array([[ 0.,  1.],
            [ 1., -2.]], dtype=float32)
     """
-    frozen = Frozen(stats, "zscore", "expected", "std")
+    frozen = Frozen(stats, "zscore", "expected", "std", pooled=pooled)
     return Elementwise("zscore", _zscore, (variable or frozen.variable,), into=into, frozen=frozen)
 
 

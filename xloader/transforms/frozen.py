@@ -27,6 +27,8 @@ class Frozen:
         Name of the transform, for messages.
     *names : str
         Variables of `stats` it needs.
+    pooled : bool, optional
+        Whether tables by distance are those of all chromosomes together, ``<name>_pooled``.
 
     Raises
     ------
@@ -34,27 +36,30 @@ class Frozen:
         If the Dataset lacks one of them, or says not what it was made of.
     """
 
-    def __init__(self, stats: Any, what: str, *names: str) -> None:
+    def __init__(self, stats: Any, what: str, *names: str, pooled: bool = False) -> None:
         if not isinstance(stats, xr.Dataset) or "variable" not in stats.attrs:
             msg = (
                 f"{what}() needs the Dataset that xl.statistics() gives, with the attribute 'variable', "
                 f"not this {type(stats).__name__}"
             )
             raise SchemaError(msg)
-        require(stats, names, f"{what}()")
-        self.what = what
+        ending = "_pooled" if pooled else ""
+        require(stats, [name + ending for name in names], f"{what}()")
+        self.what, self.pooled = what, pooled
         self.variable = str(stats.attrs["variable"])
         self.weight = str(stats.attrs.get("weight") or "")
         self.binsize = stats.attrs.get("binsize") or None
         self.tables: dict[str, Floats] = {}
         self.chroms: list[str] = []
         for name in names:
-            table = stats.variables[name]
+            table = stats.variables[name + ending]
             if "distance" in table.dims:
                 self._check_distances(stats)
-                table = table.transpose("chrom", "distance")
+            if "chrom" in table.dims:
                 self.chroms = np.asarray(stats["chrom"]).astype(str).tolist()
-            self.tables[name] = np.asarray(table.data, np.float64)
+                table = table.transpose("chrom", "distance")
+            values = np.asarray(table.data, np.float64)
+            self.tables[name] = values[None] if pooled else values
 
     def _check_distances(self, stats: xr.Dataset) -> None:
         n = stats.sizes["distance"]
@@ -105,19 +110,21 @@ class Frozen:
         Returns
         -------
         ndarray of int64, of the same shape
-            Positions.
+            Positions; the only one where tables are pooled.
 
         Raises
         ------
         SchemaError
             If one is not among the statistics; names it.
         """
+        if self.pooled:
+            return np.zeros(chroms.shape, np.int64)
         rows = pd.Index(self.chroms).get_indexer(chroms.ravel().astype(object))
         if (rows < 0).any():
             lacking = sorted({str(c) for c in chroms.ravel()[rows < 0]})
             msg = (
-                f"transform {self.what!r} has no statistics of {lacking}, only of {self.chroms}; make "
-                "them of a view that holds every chromosome the loader serves"
+                f"transform {self.what!r} has no statistics of {lacking}, only of {self.chroms}; pass "
+                "pooled=True for those of all chromosomes together, or leave these chromosomes out"
             )
             raise SchemaError(msg)
         return np.asarray(rows.reshape(chroms.shape), np.int64)
