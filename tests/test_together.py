@@ -262,3 +262,34 @@ def test_real_resolutions__are_what_cooler_reads(real_data):
             for k in range(batch.sizes["sample"]):
                 chrom, start, end = places(batch, k)[:3]
                 npt.assert_array_equal(batch[name].values[k], matrices.fetch((chrom, start, end)))
+
+
+def multires(transform):
+    """Return a batch of 100 and 400 bp, and the same transformed."""
+    sources = {"fine": contacts(100, 1), "coarse": contacts(400, 3)}
+    kw = {"windows": xl.windows.diagonal(size=16), "batch_size": 8}
+    return xl.Loader(sources, **kw)[0], xl.Loader(sources, transform=transform, **kw)[0]
+
+
+def test_flip__turns_every_resolution():
+    plain_batch, batch = multires(transforms.flip(0.7))
+    assert 0 < batch.flipped.sum() < 8
+    for k, turned in enumerate(batch.flipped.values):
+        step = slice(None, None, -1 if turned else 1)
+        dims = dict.fromkeys(("bin1", "bin2", "coarse_bin1", "coarse_bin2"), step)
+        expected = plain_batch.isel(sample=k, **dims)
+        xr.testing.assert_identical(batch.isel(sample=k).drop_vars("flipped"), expected)
+
+
+def test_crop__cuts_the_same_base_pairs_off_every_resolution():
+    plain_batch, batch = multires(transforms.crop(4))
+    for k in range(batch.sizes["sample"]):
+        for name, prefix in (("fine", ""), ("coarse", "coarse_")):
+            expected = plain_batch[name].values[k, 4:-4, 4:-4]
+            if prefix:
+                expected = plain_batch[name].values[k, 1:-1, 1:-1]
+            npt.assert_array_equal(batch[name].values[k], expected)
+            assert batch[f"{prefix}start1"].values[k, 0] == batch.start1.values[k, 0]
+            assert batch[f"{prefix}end2"].values[k, -1] == batch.end2.values[k, -1]
+    with pytest.raises(SchemaError, match="no whole bins of the 4 along 'coarse_bin1'"):
+        transforms.crop(2)(plain_batch)
