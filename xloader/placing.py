@@ -28,6 +28,34 @@ class Places:
     """First bin of each window along both dimensions, shape (n_windows, 2)."""
     shape: tuple[int, int]
     """Bins that one prediction covers along each dimension."""
+    margin: int = 0
+    """Bins of the loader at each side of a window that are not predicted."""
+    factor: int = 1
+    """Bins of the loader that are one bin of a prediction."""
+
+    def shown(self, first: Int64, n: int, size: int) -> Int64:
+        """
+        Return the first bin that a batch shows of each window, if its transform crops and pools too.
+
+        Parameters
+        ----------
+        first : ndarray of int64, shape (m,)
+            First bin of each window.
+        n : int
+            Bins that the batch has.
+        size : int
+            Bins that the windows have.
+
+        Returns
+        -------
+        ndarray of int64, shape (m,)
+            As `transforms.crop` and `transforms.coarsen` number them.
+        """
+        for margin in (0, self.margin):
+            for factor in (1, self.factor):
+                if n * factor == size - 2 * margin:
+                    return (first + margin + factor - 1) // factor
+        return first
 
 
 def place(ds: xr.Dataset, windows: Windows, *, margin: int, factor: int) -> Places:
@@ -86,7 +114,7 @@ def place(ds: xr.Dataset, windows: Windows, *, margin: int, factor: int) -> Plac
             )
             raise PlanError(msg)
         first[:, k] = coarse[inside]
-    return Places(labels, first, (inner[0] // factor, inner[1] // factor))
+    return Places(labels, first, (inner[0] // factor, inner[1] // factor), margin, factor)
 
 
 def _bins(ds: xr.Dataset) -> tuple[xr.Dataset, list[Int64]]:
