@@ -293,3 +293,50 @@ def test_crop__cuts_the_same_base_pairs_off_every_resolution():
             assert batch[f"{prefix}end2"].values[k, -1] == batch.end2.values[k, -1]
     with pytest.raises(SchemaError, match="no whole bins of the 4 along 'coarse_bin1'"):
         transforms.crop(2)(plain_batch)
+
+
+def test_statistics__of_a_source_serve_it_beside_others():
+    ds, other = contacts(100, 1), contacts(100, 2)
+    figures = xl.statistics(ds, weight="weight", progress=False)
+    expected = transforms.observed_over_expected(figures)
+    alone = transforms.compose(transforms.balance(), expected)
+    beside = transforms.compose(
+        transforms.balance("one_weight", "one"),
+        transforms.balance("two_weight", "two"),
+        transforms.observed_over_expected(figures, variable="one"),
+    )
+    kw = {"windows": xl.windows.grid(size=12), "batch_size": 9}
+    both = xl.Loader({"one": ds, "two": other}, transform=beside, **kw)[0]
+    npt.assert_array_equal(both.one, xl.Loader(ds, transform=alone, **kw)[0]["count"])
+    raw = transforms.observed_over_expected(figures, variable="one")
+    with pytest.raises(SchemaError, match="balanced by 'weight', but the batch has it as raw"):
+        xl.Loader({"one": ds, "two": other}, transform=raw, **kw)[0]
+
+
+def test_tracks__on_different_bins_of_both_axes():
+    map_ = contacts(100, 1).isel(bin1=slice(0, 40), bin2=slice(100, 140))
+    rows = track(100).isel(bin1=slice(0, 40))  # as open_track reads it for this map
+    every, kw = track(100), {"windows": xl.windows.between(size=8), "batch_size": 5}
+    batch = xl.Loader({"hic": map_, "atac": every}, **kw)[0]
+    for side in "12":
+        expected = every.signal.values[batch[f"bin{side}"].values]
+        npt.assert_array_equal(batch[f"atac{side}"].values, expected)
+    with pytest.raises((PlanError, SchemaError)):
+        xl.Loader({"hic": map_, "atac": rows}, **kw)
+
+
+def test_vectors__that_cells_do_not_share_come_too():
+    ds = contacts(100, 1)
+    cells = xr.concat([ds["count"]] * 2, "cell").to_dataset().assign_coords(cell=["x", "y"])
+    vectors = np.random.default_rng(0).random((2, ds.sizes["bin1"]))
+    for s in "12":
+        cells = cells.assign_coords(
+            {f"weight{s}": (("cell", f"bin{s}"), vectors, {"divisive": False})}
+        )
+    merged = xl.merge({"low": cells, "high": ds})
+    npt.assert_array_equal(merged.low_weight2, vectors)
+
+
+def test_storage_mode__is_that_of_a_map_that_is_stored_whole():
+    square = contacts(100, 1).assign_attrs(storage_mode="square")
+    assert xl.merge({"a": contacts(100, 2), "b": square}).attrs["storage_mode"] == "square"

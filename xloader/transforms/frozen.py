@@ -79,7 +79,9 @@ class Frozen:
             If balancing or bin size are others.
         """
         weight = str(x.attrs.get("weight") or "")
-        if weight != self.weight:
+        vector = batch.variables.get(f"{weight}1")
+        own = weight if vector is None else vector.attrs.get("source_name", weight)
+        if self.weight not in (weight, own):  # merged sources prefix names
             msg = (
                 f"transform {self.what!r} has statistics of {self.variable!r} {_balanced(self.weight)}, "
                 f"but the batch has it {_balanced(weight)} (attribute 'weight'); balance both alike"
