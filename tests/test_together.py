@@ -340,3 +340,23 @@ def test_vectors__that_cells_do_not_share_come_too():
 def test_storage_mode__is_that_of_a_map_that_is_stored_whole():
     square = contacts(100, 1).assign_attrs(storage_mode="square")
     assert xl.merge({"a": contacts(100, 2), "b": square}).attrs["storage_mode"] == "square"
+
+
+def test_shift__never_leaves_whole_bins_of_a_finer_source():
+    # the last coarse bin of each chromosome holds fewer fine ones
+    lengths = {"a": 9_300, "b": 4_700, "c": 6_400}
+    sources = {"coarse": contacts(400, 3, lengths), "fine": contacts(100, 1, lengths)}
+    shape = xl.windows.diagonal(size=5, stride=3, shift=6)
+    loader = xl.Loader(sources, windows=shape, batch_size=7, remainder="drop", seed=2)
+    whole = {name: ds["count"].values for name, ds in sources.items()}
+    starts = set()
+    for epoch in range(8):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            for k in range(batch.sizes["sample"]):
+                where = places(batch, k)
+                starts.add((where[0], where[1]))
+                for name, ds in sources.items():
+                    npt.assert_array_equal(batch[name].values[k], plain(ds, whole[name], where))
+    assert len(starts) > 20
+    assert max(s for c, s in starts if c == "c") == 6_400 - 2_000

@@ -1,6 +1,7 @@
 """Several sources as one Dataset: the same windows over maps, resolutions and tracks of one genome."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -251,7 +252,8 @@ def link(ds: xr.Dataset, windows: Windows) -> Windows:
     Returns
     -------
     Windows
-        With the dimensions of the other resolutions.
+        With the dimensions of the other resolutions; those that are shifted stay where there are whole
+        bins of each.
 
     Raises
     ------
@@ -293,6 +295,14 @@ def _linked(ds: xr.Dataset, windows: Windows, axis: int, other: str) -> Windows:
             "the last window of a chromosome ends with it"
         )
         raise PlanError(msg)
+    if (
+        windows.shift is not None
+    ):  # they do not move to where bins are cut off: the last of a chromosome
+        n = len(first) - windows.size[axis] + 1
+        short = np.flatnonzero(last[-n:] - first[:n] + 1 != size)
+        nearest = np.append(short, n)[np.searchsorted(short, starts)]
+        room = np.minimum(windows.shift.room, nearest - starts)
+        windows = replace(windows, shift=replace(windows.shift, room=room))
     return windows.with_linked(other, axis, first, size)
 
 
