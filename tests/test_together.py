@@ -360,3 +360,52 @@ def test_shift__never_leaves_whole_bins_of_a_finer_source():
                     npt.assert_array_equal(batch[name].values[k], plain(ds, whole[name], where))
     assert len(starts) > 20
     assert max(s for c, s in starts if c == "c") == 6_400 - 2_000
+
+
+def test_distances__of_another_resolution_are_those_of_its_bins():
+    fine, coarse = contacts(100, 1), contacts(400, 3)
+    figures = xl.statistics(coarse, weight="weight", ignore_diags=0, progress=False)
+    chain = {
+        "oe": transforms.observed_over_expected(figures, variable="coarse"),
+        "z": transforms.zscore(figures, variable="coarse"),
+        "near": transforms.mask_diagonals(2, "coarse"),
+    }
+    windows = xl.windows.grid(size="1600bp")
+    for name, transform in chain.items():
+        beside = transforms.compose(transforms.balance("coarse_weight", "coarse"), transform)
+        alone = transforms.compose(
+            transforms.balance(),
+            {
+                "oe": transforms.observed_over_expected(figures),
+                "z": transforms.zscore(figures),
+                "near": transforms.mask_diagonals(2, "count"),
+            }[name],
+        )
+        both = xl.Loader(
+            {"fine": fine, "coarse": coarse}, windows=windows, batch_size=9, transform=beside
+        )[1]
+        single = xl.Loader(coarse, windows=windows, batch_size=9, transform=alone)[1]
+        npt.assert_array_equal(both.coarse, single["count"])
+    wrong = transforms.observed_over_expected(figures, variable="fine")
+    both = {"fine": fine, "coarse": coarse}
+    balanced = transforms.compose(transforms.balance("fine_weight", "fine"), wrong)
+    with pytest.raises(SchemaError, match="bins of 400 bp, but those of the batch have 100 bp"):
+        xl.Loader(both, windows=windows, batch_size=9, transform=balanced)[0]
+    for transform in (
+        transforms.thin(0.5, variable="coarse"),
+        transforms.upper_triangle(1, "coarse"),
+    ):
+        with pytest.raises(SchemaError, match="name a variable in the bins of the first source"):
+            xl.Loader(
+                both, windows=xl.windows.diagonal(size=16), batch_size=9, transform=transform
+            )[0]
+
+
+def test_transform__a_list_is_refused():
+    with pytest.raises(PlanError, match=r"join several with xl\.transforms\.compose"):
+        xl.Loader(
+            contacts(100, 1),
+            windows=xl.windows.diagonal(size=16),
+            batch_size=2,
+            transform=[transforms.flip()],
+        )

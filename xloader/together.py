@@ -216,6 +216,8 @@ def _renamed(
             renamed = coords[f"{prefix}{stem}{source_side}"] = _on(v.variable, dims)
             if "divisive" in v.attrs:  # what statistics of the source call it
                 renamed.attrs = {**v.attrs, "source_name": stem}
+            if stem == "bin":
+                renamed.attrs = {**v.attrs, "binsize": ds.attrs.get("binsize")}
         if is_track:
             for key, v in ds.data_vars.items():
                 new = name if len(ds.data_vars) == 1 else f"{prefix}{key}"

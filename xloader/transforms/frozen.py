@@ -87,8 +87,10 @@ class Frozen:
                 f"but the batch has it {_balanced(weight)} (attribute 'weight'); balance both alike"
             )
             raise SchemaError(msg)
-        binsize = batch.attrs.get("binsize") or None
-        if binsize != self.binsize:
+        rows = next((d for d in x.dims if str(d).endswith("_bin1")), "bin1")
+        bins = batch.variables.get(rows)  # those of another resolution say their size
+        binsize = (bins is not None and bins.attrs.get("binsize")) or batch.attrs.get("binsize")
+        if (binsize or None) != self.binsize:
             msg = (
                 f"transform {self.what!r} has statistics of bins of {self.binsize} bp, but those of the "
                 f"batch have {binsize} bp; make them of the same resolution"

@@ -10,7 +10,7 @@ import xarray as xr
 from xloader.contract import SampleRandom, Transform
 from xloader.errors import SchemaError
 from xloader.schema import require
-from xloader.transforms.base import Batchwise, Randomly, float_of
+from xloader.transforms.base import Batchwise, Randomly, float_of, last_two
 
 _SIDES = ("bin1", "bin2")
 _HOW = ("sum", "mean")
@@ -341,7 +341,7 @@ def _upper(batch: xr.Dataset, *, k: int, variable: str, into: str) -> xr.Dataset
     if n <= k:
         msg = f"upper_triangle(k={k}) leaves nothing of windows of {n} bins; leave out fewer diagonals"
         raise SchemaError(msg)
-    x = batch.variables[variable].transpose(..., *_SIDES)
+    x = last_two(batch.variables[variable], "upper_triangle")
     rows, columns = np.triu_indices(n, k)
     pairs = x.values.reshape(*x.shape[:-2], n * n).take(rows * n + columns, axis=-1)
     places = {"pair1": ("pair", rows), "pair2": ("pair", columns)}
