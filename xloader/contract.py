@@ -210,9 +210,10 @@ def check(transform: Transform | None, labels: Callable[[], xr.Dataset]) -> None
     PlanError
         If it cannot be called.
     """
-    if transform is not None and not callable(transform):
+    given: Any = transform
+    if given is not None and not callable(given):
         msg = (
-            f"transform={transform!r} is no function of a batch; give one, and join several with "
+            f"transform={given!r} is no function of a batch; give one, and join several with "
             "xl.transforms.compose(a, b)"
         )
         raise PlanError(msg)
