@@ -271,6 +271,7 @@ def test_loader__leaves_no_threads_when_it_is_left():
 
 def test_unconverted_files__are_told_once_to_be_slow(monkeypatch):
     monkeypatch.setattr("xloader.read.base.TELL_AFTER", 0.0)
+    monkeypatch.setattr("xloader.read.base.TELL_BEYOND", 0)
     for ds, options in (
         (cells(Rows(counts(n=300, g=20)), n=300, g=20), {"memory_budget": "20kB"}),
         (weighted(Tiles(contact_map())), {"windows": DIAGONAL}),
@@ -284,6 +285,7 @@ def test_unconverted_files__are_told_once_to_be_slow(monkeypatch):
 
 def test_converted_stores__are_not_told_to_be_slow(tmp_path, monkeypatch):
     monkeypatch.setattr("xloader.read.base.TELL_AFTER", 0.0)
+    monkeypatch.setattr("xloader.read.base.TELL_BEYOND", 0)
     source = write_h5ad(tmp_path / "a.h5ad", scipy.sparse.csr_matrix(sparse(300, 20)))
     ds = xl.convert(source, tmp_path / "s", progress=False)
     assert len(list(xl.Loader(ds, batch_size=10, shuffle=True))) == 30

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import fsspec  # type: ignore[import-untyped]
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -189,6 +190,41 @@ def test_zero__is_a_prediction_like_any_other(tmp_path):
     out = xl.open_contacts(tmp_path / "o")
     np.testing.assert_array_equal(out.prediction == 0, out.coverage > 0)
     assert (out.prediction == 0).sum() == 2 * 150**2
+
+
+@pytest.mark.parametrize("margin", [0, 3])
+def test_regions__beyond_chromosomes_nothing_is_predicted(margin, tmp_path):
+    middle = [(0, "chr1"), (30, "chr1"), (59, "chr1"), (1, "chr2"), (39, "chr2")]
+    table = pd.DataFrame(
+        [(c, m * BIN, (m + 1) * BIN) for m, c in middle], columns=["chrom", "start", "end"]
+    )
+    shape = xl.windows.regions(table, size=21)
+    loader = xl.Loader(contacts(), windows=shape, batch_size=2, remainder="pad")
+    w = writer_of(loader, tmp_path / "o", margin=margin)
+    inner = slice(margin, 21 - margin)
+    for batch in loader:
+        w.write(batch, np.nan_to_num(batch["count"].values.astype(float), nan=99)[:, inner, inner])
+    out = w.close()
+    held = np.zeros((101, 101), bool)
+    for m, c in middle:
+        first, end = (0, 61) if c == "chr1" else (61, 101)
+        low, high = max(first, first + m - 10 + margin), min(end, first + m + 11 - margin)
+        held[low:high, low:high] = True
+    np.testing.assert_array_equal(out.coverage.values > 0, held)
+    np.testing.assert_array_equal(out.prediction.values[held], contact_map()[held])
+
+
+def test_between__blocks_of_two_chromosomes(tmp_path):
+    loader = loader_of(windows=xl.windows.between(size=12, stride=7))
+    out = xl.testing.assert_rebuilds(loader, tmp_path / "o")
+    assert (out.coverage.values[:61, 61:] > 0).all()
+    assert (out.coverage.values[:61, :61] == 0).all()
+
+
+def test_shift__has_no_place(tmp_path):
+    loader = loader_of(windows=diagonal(size=10, stride=4, shift=2))
+    with pytest.raises(PlanError, match="leave out `shift`"):
+        writer_of(loader, tmp_path / "o")
 
 
 def test_nothing__is_nan_wherever_a_map_of_predictions_goes(tmp_path):
@@ -628,8 +664,9 @@ def test_close__that_fails_may_be_called_again(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(shard.path))
 
     monkeypatch.setattr("xloader.store.shard_writer.Shard.close", full)
-    with pytest.raises(ReadError, match="No space left on device; all predictions are safe"):
+    with pytest.raises(ReadError, match=r"No space left on device.*make room") as told:
         w.close()
+    assert "what was predicted is kept in" in told.value.__notes__[0]
     assert not (tmp_path / "o").exists()
     monkeypatch.undo()
     assert w.close().attrs["n_missing"] == 0

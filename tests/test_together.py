@@ -231,6 +231,32 @@ def test_windows_that_split_coarse_bins__are_told():
         xl.merge(sources, join="outer")
 
 
+@pytest.mark.parametrize("windows", ["diagonal", "grid"])
+def test_windows_at_ends__begin_with_bins_of_every_resolution(windows):
+    lengths = {"a": 9_850, "b": 4_930, "c": 6_400}
+    sources = {
+        "fine": contacts(100, 1, lengths),
+        "four": contacts(400, 2, lengths),
+        "six": contacts(600, 3, lengths),
+    }
+    shape = getattr(xl.windows, windows)(size=24, stride=24)
+    loader = xl.Loader(sources, windows=shape, batch_size=5)
+    whole = {name: ds["count"].values for name, ds in sources.items()}
+    seen = {"1": set(), "2": set()}
+    for batch in loader:
+        for k in range(batch.sizes["sample"]):
+            where = places(batch, k)
+            for name, ds in sources.items():
+                npt.assert_array_equal(batch[name].values[k], plain(ds, whole[name], where))
+            for side in "12":
+                seen[side].update(batch[f"bin{side}"].values[k].tolist())
+    n = len(bins(100, lengths)[0])
+    assert loader.plan.windows.n_flush > 0
+    uncovered = loader.plan.windows.uncovered
+    assert (uncovered["bin1"], uncovered["bin2"]) == (n - len(seen["1"]), n - len(seen["2"]))
+    assert uncovered["bin1"] > 0
+
+
 def test_shifted_windows__cut_finer_sources_but_no_coarser_ones():
     sources = {"map": contacts(100, 1), "atac": track(50)}
     shifted = xl.windows.diagonal(size=16, stride=8, shift=8)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.doubles import bins_of, grid
-from xloader import axes
+from xloader import axes, selectors
 from xloader import windows as win
 from xloader.axes import Region
 from xloader.errors import PlanError
@@ -60,7 +60,7 @@ def covered(starts, length, n):
 @given(axis())
 def test_axis_starts__equal_sliding_window_view_and_xbatcher(drawn):
     size, window, stride = drawn
-    starts = axes.axis_starts(size, window=window, stride=stride)
+    starts = selectors.axis_starts(size, window=window, stride=stride)
     views = np.lib.stride_tricks.sliding_window_view(np.arange(size), window)[::stride]
     npt.assert_array_equal(starts, views[:, 0])
     npt.assert_array_equal(starts, schema({"x": size}, {"x": window}, {"x": stride})[:, 0])
@@ -336,7 +336,7 @@ def test_from_generator__equals_its_own_selectors(dims, overlap, batches, concat
     generator = xbatcher.BatchGenerator(
         ds, dims, overlaps, batch_dims, concat_input_dims=concat, preload_batch=False
     )
-    drawn = axes.from_generator(generator)
+    drawn = selectors.from_generator(generator)
     patches = [p for batch in generator._batch_selectors.selectors.values() for p in batch]
     assert [tuple(p) for p in patches] == [drawn.dims] * len(drawn)
     for patch, start in zip(patches, drawn.starts.tolist(), strict=True):

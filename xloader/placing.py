@@ -28,6 +28,9 @@ class Places:
     """First bin of each window along both dimensions, shape (n_windows, 2)."""
     shape: tuple[int, int]
     """Bins that one prediction covers along each dimension."""
+    inside: Int64 | None
+    """Rows and columns of each prediction that lie in its chromosomes, shape (n_windows, 2, 2): a
+    half-open range along each dimension; None where all do."""
     margin: int = 0
     """Bins of the loader at each side of a window that are not predicted."""
     factor: int = 1
@@ -57,6 +60,27 @@ class Places:
                     return (first + margin + factor - 1) // factor
         return first
 
+    def mask(self, values: npt.NDArray[Any], ids: Int64) -> npt.NDArray[Any]:
+        """
+        Forget what was predicted beyond the ends of chromosomes.
+
+        Parameters
+        ----------
+        values : ndarray of float, shape (n, *shape)
+            Changed in place.
+        ids : ndarray of int64, shape (n,)
+            Their samples.
+
+        Returns
+        -------
+        ndarray of float, shape (n, *shape)
+            The same array, NaN there.
+        """
+        if self.inside is not None:
+            for value, ((a, b), (c, d)) in zip(values, self.inside[ids].tolist(), strict=True):
+                value[:a], value[b:], value[:, :c], value[:, d:] = (np.nan,) * 4
+        return values
+
 
 def place(ds: xr.Dataset, windows: Windows, *, margin: int, factor: int) -> Places:
     """
@@ -81,11 +105,18 @@ def place(ds: xr.Dataset, windows: Windows, *, margin: int, factor: int) -> Plac
     Raises
     ------
     PlanError
-        If margins leave nothing, or windows do not consist of whole bins of the prediction.
+        If margins leave nothing, windows do not consist of whole bins of the prediction, or windows
+        are shifted at random.
     SchemaError
         If bins lack their regions, or a window spans places that are not neighbours.
     """
     schema.require(ds, [f"{k}{side}" for k in _LABELS for side in "12"], "a map of predictions")
+    if windows.shift is not None:
+        msg = (
+            "windows that are shifted at random have another place in each epoch, and predictions of "
+            "them none; predict with the same windows, and leave out `shift`"
+        )
+        raise PlanError(msg)
     size = tuple(windows.size[windows.dims.index(d)] for d in _DIMS)
     inner = [n - 2 * margin for n in size]
     if margin < 0 or factor < 1 or min(inner) < 1 or any(n % factor for n in inner):
@@ -99,10 +130,17 @@ def place(ds: xr.Dataset, windows: Windows, *, margin: int, factor: int) -> Plac
     aligned = np.ones(len(coarse), bool)
     if factor > 1:
         labels, coarse, aligned = _coarsened(labels, factor)
-    starts = windows.starts_of(np.arange(len(windows)))
+    starts, axes = windows.starts_of(np.arange(len(windows))), list(map(windows.dims.index, _DIMS))
+    beyond = None if windows.beyond is None else windows.beyond[:, axes]
+    if beyond is not None and beyond.any() and factor > 1:
+        msg = (
+            f"factor={factor} and windows that reach beyond the ends of chromosomes do not go together; "
+            "choose another `remainder`"
+        )
+        raise PlanError(msg)
     first = np.empty((len(windows), 2), np.int64)
     for k, dim in enumerate(_DIMS):
-        begin = starts[:, windows.dims.index(dim)]
+        begin = starts[:, axes[k]]
         _check_neighbours(position[k], begin, size[k], dim)
         inside = position[k][begin + margin]
         if not aligned[inside].all():
@@ -114,7 +152,13 @@ def place(ds: xr.Dataset, windows: Windows, *, margin: int, factor: int) -> Plac
             )
             raise PlanError(msg)
         first[:, k] = coarse[inside]
-    return Places(labels, first, (inner[0] // factor, inner[1] // factor), margin, factor)
+    shape = inner[0] // factor, inner[1] // factor
+    if beyond is None:
+        return Places(labels, first, shape, None, margin, factor)
+    low = np.clip(-beyond - margin, 0, shape)
+    high = np.clip(np.array(size) - beyond - margin, 0, shape)
+    inside = np.stack([low, high], axis=-1)
+    return Places(labels, first + beyond, shape, inside, margin, factor)
 
 
 def _bins(ds: xr.Dataset) -> tuple[xr.Dataset, list[Int64]]:

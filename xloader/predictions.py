@@ -103,12 +103,6 @@ class PredictionWriter:
         self.symmetric, self.overwrite, self.progress = symmetric, overwrite, progress
         self.memory_budget = nbytes_of(memory_budget)
         windows = loader.plan.windows.unlinked
-        if windows.shift is not None or windows.beyond is not None:
-            msg = (
-                "predictions of windows that are shifted at random or padded have no fixed place; make the "
-                "Loader that predicts without `shift`, and with remainder='keep'"
-            )
-            raise PlanError(msg)
         self._places: Places | None = None
         if set(windows.dims) == {"bin1", "bin2"}:
             self._places = place(loader.ds, windows, margin=margin, factor=factor)
@@ -229,8 +223,10 @@ class PredictionWriter:
             turned = _flags(batch, "flipped", len(ids), absent=False)
             values[turned] = values[turned, ::-1, ::-1]
         ids, values = ids[valid], values[valid]
-        if self._places is not None and self.symmetric:
-            values = fold(values, self._places.starts[ids])
+        if self._places is not None:
+            values = self._places.mask(values, ids)
+            if self.symmetric:
+                values = fold(values, self._places.starts[ids])
         if len(ids):
             self._part_of(values).append(ids, values)
 
@@ -259,11 +255,12 @@ class PredictionWriter:
                 if self._places is not None:
                     there = self._places.shown(there, here.shape[1], windows.size[k])
                     here = np.minimum(here[:, :1], here[:, -1:])  # of flipped windows the last
-                odd = np.flatnonzero(here[:, 0] != there)
+                shows = True if windows.beyond is None else windows.beyond[ids, k] == 0
+                odd = np.flatnonzero((here[:, 0] != there) & shows)
                 if len(odd):
                     msg = (
                         f"sample {ids[odd[0]]} of the batch begins at {dim} {here[odd[0], 0]}, and that of this "
-                        f"writer's loader is {name_samples(ds, windows, ids[odd[:1]])}; the batch is of "
+                        f"writer's loader is {name_samples(ds, windows, ids[odd[:1]], 0)}; the batch is of "
                         "another loader, or its windows were shifted at random"
                     )
                     raise StateError(msg)
@@ -346,7 +343,7 @@ class PredictionWriter:
             n_missing = n - len(written.ids)
             if n_missing:
                 gone = np.setdiff1d(np.arange(n), written.ids, assume_unique=True)
-                names = name_samples(self.loader.ds, self.loader.plan.windows, gone)
+                names = name_samples(self.loader.ds, self.loader.plan.windows, gone, 0)
                 warn(
                     f"{n_missing} of {n} samples were not predicted: {names}; where no other window lies, "
                     "the result is NaN with a coverage of 0"
@@ -361,13 +358,10 @@ class PredictionWriter:
                 progress=self.progress,
             )
         except OSError as e:
-            if isinstance(e, ReadError):
-                raise
-            msg = (
-                f"cannot write {str(self.store)!r}: {e.strerror}; all predictions are safe in "
-                f"{str(self._folder)!r}: make room and close the writer again"
+            e.add_note(
+                f"what was predicted is kept in {str(self._folder)!r}: close the writer again afterwards"
             )
-            raise ReadError(msg) from e
+            raise
         finally:
             written.close()
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from xloader import axes, schema
+from xloader import axes, schema, selectors
 from xloader import windows as win
 from xloader.axes import Region, Windows
 from xloader.contact_bins import chromosomes, contact_bins
@@ -339,11 +339,11 @@ def _draw(
     seed: int,
 ) -> tuple[xr.Dataset, Windows]:
     given = [k for k, v in (("input_dims", input_dims), ("windows", windows)) if v is not None]
-    if axes.is_generator(source):
+    if selectors.is_generator(source):
         if given or input_overlap is not None:
             msg = f"a BatchGenerator brings its own windows; leave out {given or ['input_overlap']}"
             raise PlanError(msg)
-        return _as_dataset(source.ds), axes.from_generator(source)
+        return _as_dataset(source.ds), selectors.from_generator(source)
     source = _as_dataset(source)
     if not isinstance(source, xr.Dataset):
         msg = (

@@ -99,6 +99,7 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_identity__rebuilds_yeast_bit_for_bit(shape, balanced, weights, real_data, tmp_path):
     source = xl.open_contacts(real_data / "hic" / YEAST, view=["chr1", "chr10", "chr14"])
+    source = xl.convert(source, tmp_path / "s", progress=False)
     clr = cooler.Cooler(str(real_data / "hic" / YEAST))
     bins = source.bin1.values
     whole = clr.matrix(balance=balanced)[: bins[-1] + 1, : bins[-1] + 1][np.ix_(bins, bins)]

@@ -20,6 +20,9 @@ Part = tuple[Any, Int64]
 TELL_AFTER = 2.0
 """Seconds of reading after which the Loader says that converting would pay."""
 
+TELL_BEYOND = 1_000_000
+"""Values of which fewer are read slowly because something else is slow, such as the machine."""
+
 STORE_RATE = 5e8
 """Values per second that are read from a store on two processors; see docs/benchmarks.md."""
 
@@ -73,7 +76,8 @@ class Reader(ABC):
         self._seconds += seconds
         self._n_read += n_values
         factor = self._seconds * STORE_RATE / max(1, self._n_read)
-        if self.advice is None and self._seconds > TELL_AFTER and factor > 2:
+        much = self._seconds > TELL_AFTER and self._n_read > TELL_BEYOND
+        if self.advice is None and much and factor > 2:
             self.advice = (
                 f"{self._seconds:.1f} s went into reading {self._n_read / 1e6:.1f} million values of "
                 f"{self.dims} from a file that is not made for it; a store made by xl.convert is read "

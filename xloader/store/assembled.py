@@ -84,9 +84,11 @@ class AssembledTiles(TileArray):
         most = max(most // 2, 1)  # sums and weights take twice the room of values
         for row in np.unique(ij[:, 0]).tolist():
             first = self.places[self._touching(row), 1]
-            touched = np.zeros(-(-self.shape[0] // TILE) + 1, np.int64)
-            np.add.at(touched, first // TILE, 1)
-            np.add.at(touched, (first + self.weights.shape[1] - 1) // TILE + 1, -1)
+            n_tiles = -(-self.shape[0] // TILE)
+            touched = np.zeros(n_tiles + 1, np.int64)
+            ends = first // TILE, (first + self.weights.shape[1] - 1) // TILE + 1
+            for end, step in zip(ends, (1, -1), strict=True):  # windows may reach beyond the map
+                np.add.at(touched, np.clip(end, 0, n_tiles), step)
             here = ij[ij[:, 0] == row]
             here = here[np.cumsum(touched)[here[:, 1]] > 0]
             for k in range(0, len(here), most):

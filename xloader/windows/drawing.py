@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from xloader.axes import Drawn, Int64, Region, Windows, axis_starts, collect
+from xloader.axes import Drawn, Int64, Region, Windows, collect
 from xloader.errors import PlanError
+from xloader.selectors import axis_starts
 from xloader.windows.bins import Pair
 
 Part = TypeVar("Part", bound=Sequence[Region])
