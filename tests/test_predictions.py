@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xloader as xl
+import xloader.torch as xt
 from tests.doubles import BIN, cells, contact_map, contacts
 from xloader.errors import PlanError, ReadError, SchemaError, StateError, XloaderWarning
 from xloader.store.assembled import AssembledTiles
@@ -449,6 +450,55 @@ def test_margin_and_factor__predictions_of_models_that_crop_and_pool(margin, fac
         lengths = (out.end1 - out.start1).values
         assert out.start1.values.tolist()[:3] == [0, BIN * factor, 2 * BIN * factor]
         assert lengths[15 if factor == 4 else 61] == BIN * (2 if factor == 4 else 1)
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_flipped_windows__are_turned_back(tensors, tmp_path):
+    loader = loader_of(transform=xl.transforms.flip())
+    w = writer_of(loader, tmp_path / "o", symmetric=False)
+    seen = []
+    for batch in loader:
+        seen += batch.flipped.values.tolist()
+        w.write(xt.to_tensors(batch, loader) if tensors else batch, batch["count"])
+    assert 0 < sum(seen) < len(seen)
+    covered = (out := w.close()).coverage.values > 0
+    np.testing.assert_array_equal(out.prediction.values[covered], contact_map()[covered])
+
+
+@pytest.mark.parametrize(
+    ("margin", "factor", "transform"),
+    [
+        (2, 1, xl.transforms.crop(2)),
+        (0, 2, xl.transforms.coarsen(2)),
+        (1, 2, xl.transforms.compose(xl.transforms.crop(1), xl.transforms.coarsen(2))),
+        (2, 1, xl.transforms.compose(xl.transforms.flip(), xl.transforms.crop(2))),
+    ],
+    ids=["crop", "coarsen", "both", "flip"],
+)
+def test_windows_that_transforms_crop_and_pool__have_their_places(
+    margin, factor, transform, tmp_path
+):
+    ds = contacts().isel(bin1=slice(4 - margin, 44), bin2=slice(4 - margin, 44))
+    shape = diagonal(size=8 + 2 * margin, stride=4)
+    loader = xl.Loader(ds, windows=shape, batch_size=1, remainder="drop", transform=transform)
+    w = writer_of(loader, tmp_path / "o", margin=margin, factor=factor)
+    for batch in loader:
+        w.write(batch, batch.start1.values[:, :, None] + 7.0 * batch.start2.values[:, None, :])
+    out = w.close()
+    start = out.start1.values
+    values = start[:, None] + 7.0 * start[None]
+    covered = out.coverage.values > 0
+    assert covered.sum() > 100 / factor
+    np.testing.assert_array_equal(
+        out.prediction.values[covered], ((values + values.T) / 2)[covered]
+    )
+    other = xl.Loader(
+        ds, windows=diagonal(size=8 + 2 * margin, stride=5), batch_size=1, remainder="drop"
+    )
+    with pytest.raises(StateError, match="the batch is of another loader"):
+        writer_of(loader, tmp_path / "p", margin=margin, factor=factor).write(
+            batch := other[1], np.zeros((batch.sizes["sample"], 8 // factor, 8 // factor))
+        )
 
 
 def test_cells__predictions_in_order_with_their_labels(tmp_path):

@@ -288,3 +288,150 @@ def test_real_resolutions__are_what_cooler_reads(real_data):
             for k in range(batch.sizes["sample"]):
                 chrom, start, end = places(batch, k)[:3]
                 npt.assert_array_equal(batch[name].values[k], matrices.fetch((chrom, start, end)))
+
+
+def multires(transform):
+    """Return a batch of 100 and 400 bp, and the same transformed."""
+    sources = {"fine": contacts(100, 1), "coarse": contacts(400, 3)}
+    kw = {"windows": xl.windows.diagonal(size=16), "batch_size": 8}
+    return xl.Loader(sources, **kw)[0], xl.Loader(sources, transform=transform, **kw)[0]
+
+
+def test_flip__turns_every_resolution():
+    plain_batch, batch = multires(transforms.flip(0.7))
+    assert 0 < batch.flipped.sum() < 8
+    for k, turned in enumerate(batch.flipped.values):
+        step = slice(None, None, -1 if turned else 1)
+        dims = dict.fromkeys(("bin1", "bin2", "coarse_bin1", "coarse_bin2"), step)
+        expected = plain_batch.isel(sample=k, **dims)
+        xr.testing.assert_identical(batch.isel(sample=k).drop_vars("flipped"), expected)
+
+
+def test_crop__cuts_the_same_base_pairs_off_every_resolution():
+    plain_batch, batch = multires(transforms.crop(4))
+    for k in range(batch.sizes["sample"]):
+        for name, prefix in (("fine", ""), ("coarse", "coarse_")):
+            expected = plain_batch[name].values[k, 4:-4, 4:-4]
+            if prefix:
+                expected = plain_batch[name].values[k, 1:-1, 1:-1]
+            npt.assert_array_equal(batch[name].values[k], expected)
+            assert batch[f"{prefix}start1"].values[k, 0] == batch.start1.values[k, 0]
+            assert batch[f"{prefix}end2"].values[k, -1] == batch.end2.values[k, -1]
+    with pytest.raises(SchemaError, match="no whole bins of the 4 along 'coarse_bin1'"):
+        transforms.crop(2)(plain_batch)
+
+
+def test_statistics__of_a_source_serve_it_beside_others():
+    ds, other = contacts(100, 1), contacts(100, 2)
+    figures = xl.statistics(ds, weight="weight", progress=False)
+    expected = transforms.observed_over_expected(figures)
+    alone = transforms.compose(transforms.balance(), expected)
+    beside = transforms.compose(
+        transforms.balance("one_weight", "one"),
+        transforms.balance("two_weight", "two"),
+        transforms.observed_over_expected(figures, variable="one"),
+    )
+    kw = {"windows": xl.windows.grid(size=12), "batch_size": 9}
+    both = xl.Loader({"one": ds, "two": other}, transform=beside, **kw)[0]
+    npt.assert_array_equal(both.one, xl.Loader(ds, transform=alone, **kw)[0]["count"])
+    raw = transforms.observed_over_expected(figures, variable="one")
+    with pytest.raises(SchemaError, match="balanced by 'weight', but the batch has it as raw"):
+        xl.Loader({"one": ds, "two": other}, transform=raw, **kw)[0]
+
+
+def test_tracks__on_different_bins_of_both_axes():
+    map_ = contacts(100, 1).isel(bin1=slice(0, 40), bin2=slice(100, 140))
+    rows = track(100).isel(bin1=slice(0, 40))  # as open_track reads it for this map
+    every, kw = track(100), {"windows": xl.windows.between(size=8), "batch_size": 5}
+    batch = xl.Loader({"hic": map_, "atac": every}, **kw)[0]
+    for side in "12":
+        expected = every.signal.values[batch[f"bin{side}"].values]
+        npt.assert_array_equal(batch[f"atac{side}"].values, expected)
+    with pytest.raises((PlanError, SchemaError)):
+        xl.Loader({"hic": map_, "atac": rows}, **kw)
+
+
+def test_vectors__that_cells_do_not_share_come_too():
+    ds = contacts(100, 1)
+    cells = xr.concat([ds["count"]] * 2, "cell").to_dataset().assign_coords(cell=["x", "y"])
+    vectors = np.random.default_rng(0).random((2, ds.sizes["bin1"]))
+    for s in "12":
+        cells = cells.assign_coords(
+            {f"weight{s}": (("cell", f"bin{s}"), vectors, {"divisive": False})}
+        )
+    merged = xl.merge({"low": cells, "high": ds})
+    npt.assert_array_equal(merged.low_weight2, vectors)
+
+
+def test_storage_mode__is_that_of_a_map_that_is_stored_whole():
+    square = contacts(100, 1).assign_attrs(storage_mode="square")
+    assert xl.merge({"a": contacts(100, 2), "b": square}).attrs["storage_mode"] == "square"
+
+
+def test_shift__never_leaves_whole_bins_of_a_finer_source():
+    # the last coarse bin of each chromosome holds fewer fine ones
+    lengths = {"a": 9_300, "b": 4_700, "c": 6_400}
+    sources = {"coarse": contacts(400, 3, lengths), "fine": contacts(100, 1, lengths)}
+    shape = xl.windows.diagonal(size=5, stride=3, shift=6)
+    loader = xl.Loader(sources, windows=shape, batch_size=7, remainder="drop", seed=2)
+    whole = {name: ds["count"].values for name, ds in sources.items()}
+    starts = set()
+    for epoch in range(8):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            for k in range(batch.sizes["sample"]):
+                where = places(batch, k)
+                starts.add((where[0], where[1]))
+                for name, ds in sources.items():
+                    npt.assert_array_equal(batch[name].values[k], plain(ds, whole[name], where))
+    assert len(starts) > 20
+    assert max(s for c, s in starts if c == "c") == 6_400 - 2_000
+
+
+def test_distances__of_another_resolution_are_those_of_its_bins():
+    fine, coarse = contacts(100, 1), contacts(400, 3)
+    figures = xl.statistics(coarse, weight="weight", ignore_diags=0, progress=False)
+    chain = {
+        "oe": transforms.observed_over_expected(figures, variable="coarse"),
+        "z": transforms.zscore(figures, variable="coarse"),
+        "near": transforms.mask_diagonals(2, "coarse"),
+    }
+    windows = xl.windows.grid(size="1600bp")
+    for name, transform in chain.items():
+        beside = transforms.compose(transforms.balance("coarse_weight", "coarse"), transform)
+        alone = transforms.compose(
+            transforms.balance(),
+            {
+                "oe": transforms.observed_over_expected(figures),
+                "z": transforms.zscore(figures),
+                "near": transforms.mask_diagonals(2, "count"),
+            }[name],
+        )
+        both = xl.Loader(
+            {"fine": fine, "coarse": coarse}, windows=windows, batch_size=9, transform=beside
+        )[1]
+        single = xl.Loader(coarse, windows=windows, batch_size=9, transform=alone)[1]
+        npt.assert_array_equal(both.coarse, single["count"])
+    wrong = transforms.observed_over_expected(figures, variable="fine")
+    both = {"fine": fine, "coarse": coarse}
+    balanced = transforms.compose(transforms.balance("fine_weight", "fine"), wrong)
+    with pytest.raises(SchemaError, match="bins of 400 bp, but those of the batch have 100 bp"):
+        xl.Loader(both, windows=windows, batch_size=9, transform=balanced)[0]
+    for transform in (
+        transforms.thin(0.5, variable="coarse"),
+        transforms.upper_triangle(1, "coarse"),
+    ):
+        with pytest.raises(SchemaError, match="name a variable in the bins of the first source"):
+            xl.Loader(
+                both, windows=xl.windows.diagonal(size=16), batch_size=9, transform=transform
+            )[0]
+
+
+def test_transform__a_list_is_refused():
+    with pytest.raises(PlanError, match=r"join several with xl\.transforms\.compose"):
+        xl.Loader(
+            contacts(100, 1),
+            windows=xl.windows.diagonal(size=16),
+            batch_size=2,
+            transform=[transforms.flip()],
+        )

@@ -239,6 +239,14 @@ def test_coo__each_window_equals_its_dense_form():
         assert item["sample_id"] == i
 
 
+def test_info__regions_of_flipped_windows_are_theirs():
+    source = windows(shuffle=False, transform=xl.transforms.flip(1))
+    plain = xt.to_tensors(windows(shuffle=False)[0], source)
+    turned = xt.to_tensors(source[0], source)
+    assert_same(turned["info"], plain["info"])
+    assert turned["flipped"].tolist() == [True] * 5
+
+
 def test_coo__ragged_batches_have_offsets_however_they_are_joined():
     source = xt.MapDataset(windows(), layout="coo")
     ids = [9, 0, 9, 4]

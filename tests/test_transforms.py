@@ -443,6 +443,16 @@ def test_coarsen__mean_leaves_masked_pixels_out(windows):
     npt.assert_array_equal(np.isnan(summed.balanced.values), n_seen < 4)
 
 
+def test_coarsen__bins_of_turned_windows_keep_their_bounds():
+    plain = batch_of()
+    batch = T.coarsen(3)(T.flip(1)(plain, rng=random_of(plain)))
+    for side in "12":
+        npt.assert_array_equal(
+            batch[f"start{side}"], plain[f"start{side}"].values[:, ::-3] - 2 * BIN
+        )
+        npt.assert_array_equal(batch[f"end{side}"], batch[f"start{side}"] + 3 * BIN)
+
+
 def test_coarsen__refuses_what_does_not_fit():
     batch = batch_of()
     with pytest.raises(SchemaError, match="windows have 12 along 'bin1'; make windows of 10 or 15"):

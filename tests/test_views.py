@@ -96,6 +96,28 @@ def test_contacts__are_split_by_chromosome():
     assert pickle.loads(pickle.dumps(views)).n_left_out == 0
 
 
+def test_regions__of_each_kind_are_the_same_everywhere(tmp_path):
+    ds, bed = genome_map(), tmp_path / "val.bed"
+    texts = [f"chr2:{4 * BIN:,}-{8 * BIN:,}", f"chr1:{BIN}-{5 * BIN}"]
+    bed.write_text(f"#chrom\nchr2\t{4 * BIN}\t{8 * BIN}\tname\nchr1\t{BIN}\t{5 * BIN}\n")
+    frame = pd.DataFrame(
+        {"chrom": ["chr2", "chr1"], "start": [4 * BIN, BIN], "end": [8 * BIN, 5 * BIN]}
+    )
+    numbers = [*range(34, 38), *range(1, 5)]
+    path = xl.export(ds, tmp_path / "a.cool", progress=False)
+    for kind in (texts, frame, bed, str(bed), np.array(texts)):
+        assert xl.split(ds, {"a": kind})["a"].bin1.values.tolist() == sorted(numbers)
+        assert xl.open_contacts(path, view=kind).bin1.values.tolist() == numbers
+        loader = xl.Loader(ds, windows=xl.windows.regions(kind), batch_size=2)
+        assert loader[0].bin1.values.ravel().tolist() == numbers
+    pairs = pd.concat([frame.add_suffix("1"), frame.add_suffix("2")], axis=1)
+    with pytest.raises(SchemaError, match="holds pairs of regions; give one region a row"):
+        xl.split(ds, {"a": pairs})
+    half = frame.assign(start=frame.start + 0.5)
+    with pytest.raises(SchemaError, match="two whole numbers"):
+        xl.split(ds, {"a": half})
+
+
 def test_contacts__left_out_bins_are_told():
     views = xl.split(genome_map(), {"train": ["chr1"], "val": [f"chr2:0-{5 * BIN:,}"]})
     assert views.n_left_out == 71 - 35
@@ -123,7 +145,7 @@ def test_contacts__are_split_by_regions_and_tables():
         ({"a": 7}, SchemaError, "7 is no region"),
         ({"a": [7]}, SchemaError, "7 is no region"),
         ({"a": pd.DataFrame({"chrom": ["chr1"], "begin": [0]})}, SchemaError, r"lacks \['start', 'end'\]"),
-        ({"a": pd.DataFrame({"chrom": ["chr1", "chr7"], "start": 0, "end": 9})}, SchemaError, "1 of 2 regions .* chr7:0-9 in row 1"),
+        ({"a": pd.DataFrame({"chrom": ["chr1", "chr7"], "start": 0, "end": 9})}, SchemaError, "1 of 2 regions .* in row 1, chr7:0-9"),
         ({"a": "rest", "b": "rest"}, PlanError, "one view at most is 'rest'"),
         ({}, PlanError, "there is at least one"),
         (None, PlanError, "say what the views hold"),

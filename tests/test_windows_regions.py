@@ -14,8 +14,8 @@ import xloader as xl
 from tests.doubles import BIN, Tiles, assert_equals_naive, contact_map, contacts, contacts_in
 from xloader.contact_bins import contact_bins
 from xloader.errors import PlanError, ReadError, SchemaError
+from xloader.regions import read_table
 from xloader.schema import contacts_dataset
-from xloader.windows.tables import read_table
 
 LENGTHS = {"chr1": 61, "chr2": 40}
 ENDS = {"chr1": 60_400, "chr2": 40_000}  # the last bin of chr1 is short
@@ -362,7 +362,7 @@ def test_read_table__refuses_what_is_no_table(tmp_path):
         (tmp_path / "a.bed.gz").write_bytes(damaged)
         with pytest.raises(ReadError, match=r"cannot be read from '.*a\.bed\.gz'"):
             xl.windows.regions(tmp_path / "a.bed.gz")
-    with pytest.raises(SchemaError, match="not list"):
+    with pytest.raises(SchemaError, match="data frame, not .*chr1"):
         xl.windows.regions([("chr1", 0, 10)])
     with pytest.raises(SchemaError, match=r"lacks \['end'\]; it has \['chrom', 'start'\]"):
         xl.windows.regions(pd.DataFrame({"chrom": ["chr1"], "start": [0]}))

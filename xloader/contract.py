@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 from typing_extensions import override
 
-from xloader.errors import TransformError
+from xloader.errors import PlanError, TransformError
 from xloader.keyed import key_of, mixed, uniform
 
 Transform = Callable[..., xr.Dataset]
@@ -204,7 +204,19 @@ def check(transform: Transform | None, labels: Callable[[], xr.Dataset]) -> None
         One of this package may have a method `check`.
     labels : callable
         Returns the coordinates at the places where windows begin.
+
+    Raises
+    ------
+    PlanError
+        If it cannot be called.
     """
+    given: Any = transform
+    if given is not None and not callable(given):
+        msg = (
+            f"transform={given!r} is no function of a batch; give one, and join several with "
+            "xl.transforms.compose(a, b)"
+        )
+        raise PlanError(msg)
     method = getattr(transform, "check", None)
     if callable(method):
         method(labels)

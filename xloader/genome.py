@@ -1,7 +1,7 @@
 """Places on a genome: regions as text and tables, the bins that they touch, and where sets of them meet."""
 
-import re
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from xloader.errors import SchemaError
+from xloader.regions import bounds_of, is_file, read_table
 
 COLUMNS = ["chrom", "start", "end"]
 """Of a table of intervals: name, and bounds in bp, 0-based and half-open."""
@@ -84,12 +85,10 @@ def parse(region: Any, lengths: Mapping[str, int]) -> tuple[str, int, int]:
         raise SchemaError(msg)
     if region in lengths:
         return region, 0, lengths[region]
-    match = re.fullmatch(r"(.+):(\d[\d,]*)-(\d[\d,]*)", region.strip())
-    name = match[1] if match else region
-    if match is None or name not in lengths:
-        msg = f"no chromosome {name!r} (region {region!r}); there are {list(lengths)}"
+    name, low, high = bounds_of(region) or (region, 0, 0)
+    if name not in lengths:
+        msg = f"no chromosome {name!r} (region {region!r}), and no such file; there are {list(lengths)}"
         raise SchemaError(msg)
-    low, high = (int(match[k].replace(",", "")) for k in (2, 3))
     if not low < high <= lengths[name]:
         msg = f"region {region!r} is not within {name!r}, which has 0-{lengths[name]:,} bp; choose a part of that"
         raise SchemaError(msg)
@@ -102,40 +101,42 @@ def as_table(regions: Any, lengths: Mapping[str, int]) -> pd.DataFrame:
 
     Parameters
     ----------
-    regions : str, sequence of str or pandas.DataFrame
-        Regions as `parse` takes them, or a table with columns `chrom`, `start` and `end` such as
-        BED files hold; further columns are left out.
+    regions : str, path-like, sequence of str or pandas.DataFrame
+        Regions as `parse` takes them, the path of a BED file, or a table with columns `chrom`,
+        `start` and `end`; further columns are left out.
     lengths : mapping of str to int
         Ends of chromosomes, in bp.
 
     Returns
     -------
     pandas.DataFrame
-        Columns `chrom`, `start` and `end`.
+        Columns `chrom`, `start` and `end`, in this order.
 
     Raises
     ------
+    ReadError
+        If a file cannot be read.
     SchemaError
         If a region is none, or lies outside its chromosome.
     """
-    if not isinstance(regions, pd.DataFrame):
-        texts = regions if isinstance(regions, list | tuple) else [regions]
+    named = isinstance(regions, str) and regions not in lengths and is_file(regions)
+    if not (named or isinstance(regions, pd.DataFrame | os.PathLike)):
+        one = isinstance(regions, str) or not isinstance(regions, Iterable)
+        texts = [regions] if one else regions
         return pd.DataFrame([parse(r, lengths) for r in texts], columns=COLUMNS)
-    lacking = [c for c in COLUMNS if c not in regions.columns]
-    if lacking:
-        msg = (
-            f"a table of regions has columns {COLUMNS}, and this one lacks {lacking}: it has "
-            f"{list(map(str, regions.columns))}; rename its columns"
-        )
+    given = read_table(regions)
+    if len(given.sides) > 1:
+        msg = f"{given.name} holds pairs of regions; give one region a row: columns {COLUMNS}"
         raise SchemaError(msg)
-    table = regions[COLUMNS].reset_index(drop=True).astype({"chrom": str})
+    (side,) = given.sides
+    table = pd.DataFrame({"chrom": side.chrom, "start": side.start, "end": side.end})
     last = table["chrom"].map(lengths)
     wrong = ~((table["start"] >= 0) & (table["start"] < table["end"]) & (table["end"] <= last))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         msg = (
-            f"{int(wrong.sum())} of {len(table)} regions are not within the chromosomes there are, the "
-            f"first of them {as_text(*table.loc[row])} in row {row}; ends are "
+            f"{int(wrong.sum())} of {len(table)} regions of {given.name} are not within the chromosomes "
+            f"there are, the first of them in {given.row(row)}; ends are "
             f"{ {k: f'{v:,}' for k, v in lengths.items()} } bp; leave these regions out"
         )
         raise SchemaError(msg)

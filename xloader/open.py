@@ -1,16 +1,15 @@
 """Opening any supported file or store; what it is, is found out from its structure."""
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
+from xloader import genome
 from xloader.backends import hic
 from xloader.backends import store as store_backend
 from xloader.errors import SchemaError
@@ -91,7 +90,7 @@ def open_contacts(
     path: str | os.PathLike[str],
     *,
     resolution: int | None = None,
-    view: str | Sequence[str] | None = None,
+    view: Any = None,
     chunks: Mapping[str, int] | str | int | None = {},  # xarray's own word for "as stored"
 ) -> xr.Dataset:
     """
@@ -105,9 +104,9 @@ def open_contacts(
         that fsspec opens.
     resolution : int, optional
         Bin size, in bp. Default: the only one there is.
-    view : str or sequence of str, optional
-        Chromosomes (``"chr2"``) or regions (``"chr2:1,000,000-2,000,000"``, bp, 0-based half-open)
-        to keep, on both axes, in this order. Default: everything.
+    view : str, sequence of str, path-like or pandas.DataFrame, optional
+        Chromosomes (``"chr2"``) or regions (``"chr2:1,000,000-2,000,000"``, bp, 0-based half-open;
+        or a BED file or data frame of them) to keep, on both axes, in this order. Default: everything.
     chunks : dict, int, "auto" or None, optional
         As for `xarray.open_dataset`. Default ``{}``: dask arrays in pieces that suit the file; None:
         xarray's own lazy arrays.
@@ -129,51 +128,26 @@ def open_contacts(
     ds = xr.open_dataset(_text(path), engine=engine, chunks=chunks, resolution=resolution)
     if view is None:
         return ds
-    regions = [view] if isinstance(view, str) else list(view)
-    chrom, start, end = (ds[f"{name}1"].values for name in ("chrom", "start", "end"))
-    parts = [_bins_of(region, _text(path), chrom, start, end) for region in regions]
-    if not parts:
+    bins = genome.bins_of(ds, "1")
+    try:
+        regions = genome.as_table(view, genome.ends_of(bins))
+    except SchemaError as e:
+        msg = f"{_text(path)!r}, view: {e}"
+        raise SchemaError(msg) from e
+    if not len(regions):
         msg = "view=[] keeps nothing; name chromosomes or regions, or leave it out"
         raise SchemaError(msg)
-    bins = np.concatenate(parts)
-    if len(np.unique(bins)) != len(bins):
-        msg = f"the regions of view={regions} overlap; a view holds each bin at most once"
+    places = bins.groupby("chrom", sort=False).indices
+    start, end = bins["start"].to_numpy(), bins["end"].to_numpy()
+    parts = []
+    for chrom, low, high in regions.itertuples(index=False):
+        at = places[chrom]
+        parts.append(at[(start[at] < high) & (end[at] > low)])
+    kept = np.concatenate(parts)
+    if len(np.unique(kept)) != len(kept):
+        msg = f"the regions of view={view} overlap; a view holds each bin at most once"
         raise SchemaError(msg)
-    return ds.isel(bin1=bins, bin2=bins)
-
-
-def _bins_of(
-    region: Any,
-    path: str,
-    chrom: npt.NDArray[Any],
-    start: npt.NDArray[Any],
-    end: npt.NDArray[Any],
-) -> npt.NDArray[np.int64]:
-    """Return the bins that a region touches."""
-    if not isinstance(region, str):
-        msg = f"{region!r} in `view` is no region; name a chromosome, or a part such as 'chr1:0-5,000,000'"
-        raise SchemaError(msg)
-    names = list(dict.fromkeys(chrom.tolist()))
-    name, low, high = region, None, None
-    if name not in names:
-        match = re.fullmatch(r"(.+):(\d[\d,]*)-(\d[\d,]*)", region.strip())
-        name = match[1] if match else name
-        if match:
-            low, high = (int(match[k].replace(",", "")) for k in (2, 3))
-    if name not in names:
-        msg = f"{path!r}: no chromosome {name!r} (view {region!r}); there are {names}"
-        raise SchemaError(msg)
-    inside = chrom == name
-    length = int(end[inside].max())
-    if low is not None and high is not None:
-        if not low < high <= length:
-            msg = (
-                f"{path!r}: region {region!r} is not within {name!r}, which has 0-{length:,} bp; choose "
-                "a part of that"
-            )
-            raise SchemaError(msg)
-        inside &= (start < high) & (end > low)
-    return np.flatnonzero(inside)
+    return ds.isel(bin1=kept, bin2=kept)
 
 
 def open_cells(

@@ -31,6 +31,34 @@ class Places:
     inside: Int64 | None
     """Rows and columns of each prediction that lie in its chromosomes, shape (n_windows, 2, 2): a
     half-open range along each dimension; None where all do."""
+    margin: int = 0
+    """Bins of the loader at each side of a window that are not predicted."""
+    factor: int = 1
+    """Bins of the loader that are one bin of a prediction."""
+
+    def shown(self, first: Int64, n: int, size: int) -> Int64:
+        """
+        Return the first bin that a batch shows of each window, if its transform crops and pools too.
+
+        Parameters
+        ----------
+        first : ndarray of int64, shape (m,)
+            First bin of each window.
+        n : int
+            Bins that the batch has.
+        size : int
+            Bins that the windows have.
+
+        Returns
+        -------
+        ndarray of int64, shape (m,)
+            As `transforms.crop` and `transforms.coarsen` number them.
+        """
+        for margin in (0, self.margin):
+            for factor in (1, self.factor):
+                if n * factor == size - 2 * margin:
+                    return (first + margin + factor - 1) // factor
+        return first
 
     def mask(self, values: npt.NDArray[Any], ids: Int64) -> npt.NDArray[Any]:
         """
@@ -126,10 +154,11 @@ def place(ds: xr.Dataset, windows: Windows, *, margin: int, factor: int) -> Plac
         first[:, k] = coarse[inside]
     shape = inner[0] // factor, inner[1] // factor
     if beyond is None:
-        return Places(labels, first, shape, None)
+        return Places(labels, first, shape, None, margin, factor)
     low = np.clip(-beyond - margin, 0, shape)
     high = np.clip(np.array(size) - beyond - margin, 0, shape)
-    return Places(labels, first + beyond, shape, np.stack([low, high], axis=-1))
+    inside = np.stack([low, high], axis=-1)
+    return Places(labels, first + beyond, shape, inside, margin, factor)
 
 
 def _bins(ds: xr.Dataset) -> tuple[xr.Dataset, list[Int64]]:

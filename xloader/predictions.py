@@ -192,7 +192,8 @@ class PredictionWriter:
         ----------
         batch : xarray.Dataset or mapping
             A batch of the loader, as labels or as tensors: `sample_id`, and `valid` where it is padded.
-            Samples that only pad are left out; one that was written before is replaced.
+            Samples that only pad are left out; one that was written before is replaced; predictions of
+            windows that were turned around (`flipped`) are turned back.
         prediction : array, tensor or DataArray, shape (sample, bin1, bin2) or (sample, ...)
             Numbers; NaN where nothing is predicted. They are kept as float32 or float64, integers of 32
             bits and more as float64.
@@ -218,6 +219,9 @@ class PredictionWriter:
                 "PredictionWriter(margin=, factor=)"
             )
             raise SchemaError(msg)
+        if self._places is not None:
+            turned = _flags(batch, "flipped", len(ids), absent=False)
+            values[turned] = values[turned, ::-1, ::-1]
         ids, values = ids[valid], values[valid]
         if self._places is not None:
             values = self._places.mask(values, ids)
@@ -234,10 +238,8 @@ class PredictionWriter:
             msg = f"the batch has no `sample_id`, which says what it is; it has {sorted(map(str, batch))}"
             raise SchemaError(msg)
         ids = np.atleast_1d(_plain(batch["sample_id"])).astype(np.int64)
-        valid = np.ones(len(ids), bool)
-        if "valid" in batch:
-            valid = np.atleast_1d(_plain(batch["valid"])).astype(bool)
-        windows, ds = self.loader.plan.windows, self.loader.ds
+        valid = _flags(batch, "valid", len(ids), absent=True)
+        windows, ds = self.loader.plan.windows.unlinked, self.loader.ds
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(windows):
             msg = (
                 f"samples {ids.min()} to {ids.max()} of {len(windows)}; the batch is of another loader "
@@ -249,12 +251,15 @@ class PredictionWriter:
             for k, dim in enumerate(windows.dims):
                 if dim not in batch.coords or dim not in ds.coords:
                     continue
-                here = batch[dim].values.reshape(len(ids), -1)[:, 0]
+                here, there = batch[dim].values.reshape(len(ids), -1), ds[dim].values[starts[:, k]]
+                if self._places is not None:
+                    there = self._places.shown(there, here.shape[1], windows.size[k])
+                    here = np.minimum(here[:, :1], here[:, -1:])  # of flipped windows the last
                 shows = True if windows.beyond is None else windows.beyond[ids, k] == 0
-                odd = np.flatnonzero((here != ds[dim].values[starts[:, k]]) & shows)
+                odd = np.flatnonzero((here[:, 0] != there) & shows)
                 if len(odd):
                     msg = (
-                        f"sample {ids[odd[0]]} of the batch begins at {dim} {here[odd[0]]}, and that of this "
+                        f"sample {ids[odd[0]]} of the batch begins at {dim} {here[odd[0], 0]}, and that of this "
                         f"writer's loader is {name_samples(ds, windows, ids[odd[:1]], 0)}; the batch is of "
                         "another loader, or its windows were shifted at random"
                     )
@@ -406,6 +411,15 @@ class PredictionWriter:
     @override
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_part": None}
+
+
+def _flags(
+    batch: xr.Dataset | Mapping[str, Any], name: str, n: int, *, absent: bool
+) -> npt.NDArray[np.bool_]:
+    """Return what a batch says of each sample."""
+    if name not in batch:
+        return np.full(n, absent)
+    return np.atleast_1d(_plain(batch[name])).astype(bool)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def merge(
     -------
     xarray.Dataset
         Lazy, with the labels of the first source; the attribute `left_out` names chromosomes that
-        are not in all sources.
+        are not in all sources, `source_name` of a balancing vector what its source calls it.
 
     Raises
     ------
@@ -88,6 +88,8 @@ def merge(
             msg = f"{name!r} brings {taken}, which another source has; give it another name"
             raise SchemaError(msg)
         out = schema.keep_labels(out.assign_coords(coords).assign(variables))
+    if any(ds.attrs.get("storage_mode") == "square" for ds in chosen.values()):
+        out.attrs["storage_mode"] = "square"
     if left_out:
         out.attrs["left_out"] = left_out
     return out
@@ -141,13 +143,12 @@ def _common(sources: Mapping[str, xr.Dataset], join: str) -> tuple[dict[str, lis
 def _of_chromosomes(ds: xr.Dataset, common: Mapping[str, Sequence[str]]) -> xr.Dataset:
     """Select chromosomes, in the order given."""
     chosen = {}
-    for side in _SIDES:
-        if f"bin{side}" in ds.dims:
-            names = ds[f"chrom{side}"].values
-            if _chromosomes(ds, side) != common[side]:
-                chosen[f"bin{side}"] = np.concatenate(
-                    [np.flatnonzero(names == c) for c in common[side]]
-                )
+    if "bin2" not in ds.dims:  # a track serves both axes
+        common = {"1": list(dict.fromkeys([*common["1"], *common["2"]]))}
+    for side, wanted in common.items():
+        names = ds[f"chrom{side}"].values
+        if _chromosomes(ds, side) != wanted:
+            chosen[f"bin{side}"] = np.concatenate([np.flatnonzero(names == c) for c in wanted])
     return ds.isel(chosen) if chosen else ds
 
 
@@ -156,12 +157,11 @@ def _ends(ds: xr.Dataset, side: str) -> tuple[npt.NDArray[Any], ...]:
 
 
 def _same_bins(a: xr.Dataset, b: xr.Dataset) -> bool:
-    """Say whether two sources have the same bins on each side that both have."""
-    sides = [s for s in _SIDES if f"bin{s}" in a.dims and f"bin{s}" in b.dims]
+    """Say whether a source has the same bins as a map on both sides; a track has one for both."""
     return all(
         len(x) == len(y) and bool((x == y).all())
-        for s in sides
-        for x, y in zip(_ends(a, s), _ends(b, s), strict=True)
+        for s in _SIDES
+        for x, y in zip(_ends(a, s), _ends(b, s if f"bin{s}" in b.dims else "1"), strict=True)
     )
 
 
@@ -208,14 +208,16 @@ def _renamed(
         side = "1" if is_track else source_side
         dims = {f"bin{side}": f"{prefix if own_bins else ''}bin{source_side}"}
         for key, v in ds.coords.items():
-            if v.dims != (f"bin{side}",):
+            if f"bin{side}" not in v.dims:
                 continue
             stem = str(key).removesuffix(side)
-            if stem in ("bin", "chrom", "start", "end"):
-                if own_bins:
-                    coords[f"{prefix}{stem}{source_side}"] = _on(v.variable, dims)
-            else:
-                coords[f"{prefix}{stem}{source_side}"] = _on(v.variable, dims)
+            if stem in ("bin", "chrom", "start", "end") and not own_bins:
+                continue
+            renamed = coords[f"{prefix}{stem}{source_side}"] = _on(v.variable, dims)
+            if "divisive" in v.attrs:  # what statistics of the source call it
+                renamed.attrs = {**v.attrs, "source_name": stem}
+            if stem == "bin":
+                renamed.attrs = {**v.attrs, "binsize": ds.attrs.get("binsize")}
         if is_track:
             for key, v in ds.data_vars.items():
                 new = name if len(ds.data_vars) == 1 else f"{prefix}{key}"
@@ -269,7 +271,8 @@ def link(ds: xr.Dataset, windows: Windows) -> Windows:
     Returns
     -------
     Windows
-        With the dimensions of the other resolutions.
+        With the dimensions of the other resolutions; those that are shifted stay where there are whole
+        bins of each.
 
     Raises
     ------
@@ -287,6 +290,7 @@ def link(ds: xr.Dataset, windows: Windows) -> Windows:
     aligned = _aligned(windows, links)
     for each in links:
         size = _common_size(ds, aligned, each)
+        aligned = _held(aligned, each, size)
         aligned = aligned.with_linked(each.dim, each.axis, each.first, size)
     return aligned
 
@@ -341,10 +345,23 @@ def _common_size(ds: xr.Dataset, windows: Windows, link: _Link) -> int:
         msg = (
             f"{len(wrong)} of {len(windows)} windows do not begin and end with whole bins of "
             f"{link.dim!r}, the first along 'bin{side}' is {chrom}:{low:,}-{high:,}; choose a size and "
-            "stride that are whole bins of every resolution"
+            "stride that are whole bins of every resolution, and remainder='drop', which adds no window "
+            "at the end of a chromosome"
         )
         raise PlanError(msg)
     return size
+
+
+def _held(windows: Windows, link: _Link, size: int) -> Windows:
+    """Let no window move to where bins are cut off, such as the last of a chromosome."""
+    if windows.shift is None:
+        return windows
+    starts = windows.starts_of(np.arange(len(windows)))[:, link.axis]
+    n = len(link.first) - windows.size[link.axis] + 1
+    short = np.flatnonzero(link.last[-n:] - link.first[:n] + 1 != size)
+    nearest = np.append(short, n)[np.searchsorted(short, starts)]
+    room = np.minimum(windows.shift.room, nearest - starts)
+    return replace(windows, shift=replace(windows.shift, room=room))
 
 
 def _positions(

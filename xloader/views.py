@@ -100,8 +100,8 @@ def split(
     parts : mapping of str to object, optional
         What each view holds: all of it as names, as shares or as folds.
 
-        Names: for contacts chromosomes and regions as text (``"chr2:1,000,000-2,000,000"``), or a
-        table with `chrom`, `start`, `end`; for cells the values of `by`. Shares: numbers of which
+        Names: for contacts chromosomes and regions as text (``"chr2:1,000,000-2,000,000"``), a BED
+        file, or a table with `chrom`, `start`, `end`; for cells the values of `by`. Shares: numbers of which
         the sum is at most 1; whole chromosomes or groups are dealt out, by length or number of
         cells. Folds: numbers from 0, one or a list. One view may be ``"rest"``. Default, for folds:
         a view for each.

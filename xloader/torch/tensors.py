@@ -38,7 +38,7 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
     -------
     dict of str to Tensor
         Each variable of the samples; each label as int64 codes (-1 where missing); `sample_id`;
-        `valid` where the plan pads; for contact windows `info`: lists of str `chrom1` and `region1`
+        `valid` where the plan pads and `flipped` where windows were turned, bool; for contact windows `info`: lists of str `chrom1` and `region1`
         (``"chr2:1,000,000-2,000,000"``), and int64 tensors `start1` and `end1` (bp, 0-based
         half-open), and the same with 2.
 
@@ -67,7 +67,7 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
     for name in loader.labels:
         values = batch[name].values
         tensors[name] = torch.from_numpy(codes(values, loader.categories[name]))
-    for name in ("sample_id", "valid"):
+    for name in ("sample_id", "valid", "flipped"):
         if name in batch.coords:
             tensors[name] = torch.from_numpy(np.array(batch[name].values))
     info = _info(batch)
@@ -82,10 +82,11 @@ def _info(batch: xr.Dataset) -> Tensors:
         if not all(n in batch.coords and batch[n].dims == ("sample", f"bin{side}") for n in names):
             continue
         chrom, start, end = (batch.variables[n].values for n in names)
-        bounds = zip(chrom[:, 0], start[:, 0].tolist(), end[:, -1].tolist(), strict=True)
+        low, high = start.min(axis=1), end.max(axis=1)  # flipped windows begin with their last bin
+        bounds = zip(chrom[:, 0], low.tolist(), high.tolist(), strict=True)
         info[names[0]] = [str(c) for c in chrom[:, 0]]
-        info[names[1]] = torch.from_numpy(start[:, 0].astype(np.int64))
-        info[names[2]] = torch.from_numpy(end[:, -1].astype(np.int64))
+        info[names[1]] = torch.from_numpy(low.astype(np.int64))
+        info[names[2]] = torch.from_numpy(high.astype(np.int64))
         info[f"region{side}"] = [f"{c}:{a:,}-{b:,}" for c, a, b in bounds]
     return info
 

@@ -254,3 +254,34 @@ def float_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
     dtype('float32')
     """
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def last_two(x: xr.Variable, what: str) -> xr.Variable:
+    """
+    Return windows with both dimensions of bins last.
+
+    Parameters
+    ----------
+    x : xarray.Variable
+        ``(..., bin1, bin2)`` in any order.
+    what : str
+        Name of the transform, for messages.
+
+    Returns
+    -------
+    xarray.Variable
+        The same values.
+
+    Raises
+    ------
+    SchemaError
+        If it has other dimensions, such as bins of another resolution.
+    """
+    if not {"bin1", "bin2"} <= set(x.dims):
+        msg = (
+            f"transform {what!r} needs windows along bin1 and bin2, but what it got has {x.dims}; name "
+            "a variable in the bins of the first source"
+        )
+        raise SchemaError(msg)
+    ordered: xr.Variable = x.transpose(..., "bin1", "bin2")
+    return ordered

@@ -18,7 +18,9 @@ Lookup = Callable[[npt.NDArray[Any], npt.NDArray[np.int64]], npt.NDArray[Any]]
 where there is none: -1 between chromosomes, -2 for bins that only pad a window."""
 
 
-def by_distance(batch: xr.Dataset, of: Lookup, what: str, *, between: bool = False) -> xr.Variable:
+def by_distance(
+    x: xr.Variable, batch: xr.Dataset, of: Lookup, what: str, *, between: bool = False
+) -> xr.Variable:
     """
     Return something for each pair of bins that follows from chromosome and distance.
 
@@ -27,6 +29,8 @@ def by_distance(batch: xr.Dataset, of: Lookup, what: str, *, between: bool = Fal
 
     Parameters
     ----------
+    x : xarray.Variable
+        Along which bins: those of the map, or those of another resolution beside it.
     batch : xarray.Dataset
         With coordinates `bin1`, `chrom1`, `bin2` and `chrom2`, by sample or of a whole map.
     of : Lookup
@@ -46,10 +50,11 @@ def by_distance(batch: xr.Dataset, of: Lookup, what: str, *, between: bool = Fal
     SchemaError
         If the batch lacks one of these coordinates, or bins are on two chromosomes and may not be.
     """
-    names = ["bin1", "bin2", "chrom1", "chrom2"]
+    prefix = next((str(d).removesuffix("bin1") for d in x.dims if str(d).endswith("_bin1")), "")
+    names = [f"{prefix}{name}" for name in ("bin1", "bin2", "chrom1", "chrom2")]
     require(batch, names, f"transform {what!r}")
     b1, b2, c1, c2 = (np.atleast_2d(batch.variables[n].values) for n in names)
-    dims = (*batch.variables["bin1"].dims, "bin2")
+    dims = (*batch.variables[names[0]].dims, names[1])
     if b1.size == 0 or b2.size == 0:
         return xr.Variable(dims, np.zeros([batch.sizes[d] for d in dims]))
     ours, theirs = c1[:, :1], c2[:, :1]
@@ -181,7 +186,7 @@ def _observed_over_expected(
     ratio = x.astype(dtype, copy=pseudocount > 0)
     if pseudocount:
         ratio += dtype.type(pseudocount)
-    expected = by_distance(batch, divisor, frozen.what, between=between is not None)
+    expected = by_distance(x, batch, divisor, frozen.what, between=between is not None)
     ratio = (ratio / expected).transpose(*x.dims)
     if log:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -256,8 +261,8 @@ def _zscore(x: xr.Variable, batch: xr.Dataset, *, frozen: Frozen) -> xr.Variable
         std = frozen.at("std", chrom, distance)
         return np.where(std > 0, std, np.nan).astype(dtype)
 
-    score = x.astype(dtype) - by_distance(batch, mean, frozen.what)
-    return (score / by_distance(batch, deviation, frozen.what)).transpose(*x.dims)
+    score = x.astype(dtype) - by_distance(x, batch, mean, frozen.what)
+    return (score / by_distance(x, batch, deviation, frozen.what)).transpose(*x.dims)
 
 
 def mask_diagonals(k: int, *variables: str, value: float = np.nan) -> Transform:
@@ -307,6 +312,6 @@ def _mask_diagonals(x: xr.Variable, batch: xr.Dataset, *, k: int, value: float) 
 
     if x.dtype.kind in "iu" and not float(value).is_integer():
         x = x.astype(float_of(x.dtype))
-    mask = by_distance(batch, near, "mask_diagonals", between=True)
+    mask = by_distance(x, batch, near, "mask_diagonals", between=True)
     masked: xr.Variable = x.where(~mask, x.dtype.type(value))  # type: ignore[no-untyped-call]
     return masked.transpose(*x.dims)

@@ -9,7 +9,7 @@ import xarray as xr
 from xloader.contract import Transform
 from xloader.errors import SchemaError
 from xloader.schema import require
-from xloader.transforms.base import Batchwise, Elementwise, float_of
+from xloader.transforms.base import Batchwise, Elementwise, float_of, last_two
 
 Floats = npt.NDArray[Any]
 
@@ -55,16 +55,8 @@ def smooth(sigma: float, *variables: str) -> Transform:
     return Elementwise("smooth", _smooth, variables, sigma=sigma)
 
 
-def _last_two(x: xr.Variable, what: str) -> xr.Variable:
-    if not {"bin1", "bin2"} <= set(x.dims):
-        msg = f"transform {what!r} needs windows along bin1 and bin2, but what it got has {x.dims}"
-        raise SchemaError(msg)
-    ordered: xr.Variable = x.transpose(..., "bin1", "bin2")
-    return ordered
-
-
 def _smooth(x: xr.Variable, _: xr.Dataset, *, sigma: float) -> xr.Variable:
-    ordered = _last_two(x, "smooth")
+    ordered = last_two(x, "smooth")
     values = ordered.values.astype(float_of(x.dtype))
     radius = int(4 * sigma + 0.5)
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(values.dtype)
@@ -128,7 +120,7 @@ def interpolate(*variables: str) -> Transform:
 
 
 def _interpolate(x: xr.Variable, _: xr.Dataset) -> xr.Variable:
-    ordered = _last_two(x, "interpolate")
+    ordered = last_two(x, "interpolate")
     values = ordered.values.astype(float_of(x.dtype))
     windows = values.reshape(-1, *values.shape[-2:])  # a view
     some = np.isnan(windows).any(axis=(1, 2))
@@ -204,7 +196,7 @@ def _adaptive(
 ) -> xr.Dataset:
     what = "adaptive_coarsegrain"
     require(batch, [raw, balanced], f"transform {what!r}")
-    x, counts = (_last_two(batch.variables[k], what) for k in (balanced, raw))
+    x, counts = (last_two(batch.variables[k], what) for k in (balanced, raw))
     n = x.shape[-1]
     if x.dims != counts.dims or x.shape[-2] != n:
         msg = f"transform {what!r} needs square windows of both, but has {x.sizes}, {counts.sizes}"

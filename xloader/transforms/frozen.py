@@ -84,14 +84,18 @@ class Frozen:
             If balancing or bin size are others.
         """
         weight = str(x.attrs.get("weight") or "")
-        if weight != self.weight:
+        vector = batch.variables.get(f"{weight}1")
+        own = weight if vector is None else vector.attrs.get("source_name", weight)
+        if self.weight not in (weight, own):  # merged sources prefix names
             msg = (
                 f"transform {self.what!r} has statistics of {self.variable!r} {_balanced(self.weight)}, "
                 f"but the batch has it {_balanced(weight)} (attribute 'weight'); balance both alike"
             )
             raise SchemaError(msg)
-        binsize = batch.attrs.get("binsize") or None
-        if binsize != self.binsize:
+        rows = next((d for d in x.dims if str(d).endswith("_bin1")), "bin1")
+        bins = batch.variables.get(rows)  # those of another resolution say their size
+        binsize = (bins is not None and bins.attrs.get("binsize")) or batch.attrs.get("binsize")
+        if (binsize or None) != self.binsize:
             msg = (
                 f"transform {self.what!r} has statistics of bins of {self.binsize} bp, but those of the "
                 f"batch have {binsize} bp; make them of the same resolution"

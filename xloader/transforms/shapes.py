@@ -1,6 +1,6 @@
 """Windows of another shape or direction: coarser, cropped, flipped, as a vector of pairs of bins."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import xarray as xr
 from xloader.contract import SampleRandom, Transform
 from xloader.errors import SchemaError
 from xloader.schema import require
-from xloader.transforms.base import Batchwise, Randomly, float_of
+from xloader.transforms.base import Batchwise, Randomly, float_of, last_two
 
 _SIDES = ("bin1", "bin2")
 _HOW = ("sum", "mean")
@@ -34,9 +34,9 @@ def coarsen(factor: int, how: str | Mapping[str, str] = "sum") -> Transform:
     Returns
     -------
     Transform
-        `bin1` and `bin2` are `factor` times shorter. Sums of integers are int64, those of floats keep
-        the dtype; means are float32 (float64 for float64). `start` is that of the first bin, `end`
-        that of the last, `bin` its number divided by `factor`; further numbers of bins are averaged.
+        `bin1` and `bin2` are `factor` times shorter; bins of another resolution stay. Sums of integers are int64, those of floats keep
+        the dtype; means are float32 (float64 for float64). `start` is the least of all, `end` the
+        largest, `bin` its number divided by `factor`; further numbers of bins are averaged.
         Balancing vectors are dropped: they hold for one resolution, so balance before, or read the
         coarser one. `binsize` and `resolution` are multiplied.
 
@@ -156,10 +156,10 @@ def _of_bins(v: xr.Variable, name: str, dim: str, factor: int) -> xr.Variable:
     values, _ = _blocks(moved, [dim], factor)
     if name == dim:
         new = values.max(axis=-1) // factor  # -1 only pads
-    elif name.startswith("end"):
-        new = values[..., -1]
-    elif name.startswith("start"):
-        new = values[..., 0]
+    elif name == f"end{dim[-1]}":
+        new = values.max(axis=-1)  # windows may be flipped
+    elif name == f"start{dim[-1]}":
+        new = values.min(axis=-1)
     elif v.dtype.kind in "iuf":
         return _mean(moved, [dim], factor).transpose(*v.dims)
     else:
@@ -187,12 +187,14 @@ def crop(n: int) -> Transform:
     Returns
     -------
     Transform
-        `bin1` and `bin2` are ``2 * n`` shorter, with all their coordinates; dtype and NaN stay.
+        `bin1` and `bin2` are ``2 * n`` shorter, with all their coordinates; bins of another
+        resolution lose the same base pairs; dtype and NaN stay.
 
     Raises
     ------
     SchemaError
-        If `n` is negative; when it runs, if nothing would be left.
+        If `n` is negative; when it runs, if nothing would be left, or `n` bins are no whole bins of
+        another resolution.
 
     Examples
     --------
@@ -211,7 +213,24 @@ def _crop(batch: xr.Dataset, *, n: int) -> xr.Dataset:
     if min(sizes.values()) <= 2 * n:
         msg = f"crop({n}) would leave nothing of windows of {sizes}; cut off less than half"
         raise SchemaError(msg)
-    return batch.isel({d: slice(n, sizes[d] - n) for d in _SIDES})
+    cut = {}
+    for dim, side in _along(batch.dims).items():
+        off, rest = divmod(n * batch.sizes[dim], sizes[side])
+        if rest:
+            msg = (
+                f"crop({n}) cuts {n} of {sizes[side]} bins along {side!r}, which are no whole bins of the "
+                f"{batch.sizes[dim]} along {dim!r}; crop whole bins of every resolution"
+            )
+            raise SchemaError(msg)
+        cut[dim] = slice(off, batch.sizes[dim] - off)
+    return batch.isel(cut)
+
+
+def _along(dims: Iterable[Any]) -> dict[str, str]:
+    """Return the dimensions of bins, also those of other resolutions, and which axis each is along."""
+    return {
+        str(d): side for d in dims for side in _SIDES if d == side or str(d).endswith(f"_{side}")
+    }
 
 
 def flip(probability: float = 0.5) -> Transform:
@@ -219,7 +238,7 @@ def flip(probability: float = 0.5) -> Transform:
     Turn windows around at random, as reading the other strand does.
 
     Both axes are reversed together, with everything that lies along them: tracks, positions, names
-    and balancing vectors of bins still say which bin is where.
+    and balancing vectors of bins still say which bin is where. So are bins of other resolutions.
 
     Parameters
     ----------
@@ -255,7 +274,8 @@ def _flip(batch: xr.Dataset, *, rng: SampleRandom, probability: float) -> xr.Dat
     flipped = rng.uniform() < probability
     turned: dict[Any, xr.Variable] = {}
     for name, v in batch.variables.items():
-        axes = [k for k, d in enumerate(v.dims) if d in _SIDES]
+        along = _along(v.dims)
+        axes = [k for k, d in enumerate(v.dims) if d in along]
         if axes:
             values = np.moveaxis(v.values.copy(), v.dims.index("sample"), 0)
             after = tuple(k + 1 if k < v.dims.index("sample") else k for k in axes)
@@ -321,7 +341,7 @@ def _upper(batch: xr.Dataset, *, k: int, variable: str, into: str) -> xr.Dataset
     if n <= k:
         msg = f"upper_triangle(k={k}) leaves nothing of windows of {n} bins; leave out fewer diagonals"
         raise SchemaError(msg)
-    x = batch.variables[variable].transpose(..., *_SIDES)
+    x = last_two(batch.variables[variable], "upper_triangle")
     rows, columns = np.triu_indices(n, k)
     pairs = x.values.reshape(*x.shape[:-2], n * n).take(rows * n + columns, axis=-1)
     places = {"pair1": ("pair", rows), "pair2": ("pair", columns)}

@@ -10,7 +10,7 @@ from xloader.contract import SampleRandom, Transform
 from xloader.errors import SchemaError
 from xloader.schema import require
 from xloader.threads import cut, n_threads, run
-from xloader.transforms.base import Randomly
+from xloader.transforms.base import Randomly, last_two
 
 
 def thin(keep: float, *, variable: str = "count", into: str | None = None) -> Transform:
@@ -68,7 +68,7 @@ def _thin(
     if x.dtype.kind not in "iu":
         msg = f"transform 'thin' needs raw integer counts, but {variable!r} is {x.dtype}"
         raise SchemaError(msg)
-    ordered = x.transpose("sample", ..., "bin1", "bin2")
+    ordered = last_two(x, "thin").transpose("sample", ...)
     counts: npt.NDArray[Any] = np.ascontiguousarray(ordered.values)
     windows = counts.reshape(-1, *counts.shape[-2:])
     if windows.size and windows.min() < 0:

@@ -9,10 +9,10 @@ import pandas as pd
 
 from xloader.axes import Drawn, Int64, Region
 from xloader.errors import PlanError
+from xloader.regions import Side, Table
 from xloader.windows.bins import Bins, ContactBins, alike
 from xloader.windows.drawing import too_short
 from xloader.windows.lengths import Length, both_sides, to_bins
-from xloader.windows.tables import Side, Table
 
 _LISTED = 5
 _UNKNOWN, _OUTSIDE, _NOT_SELECTED, _SHORT, _OVER = range(1, 6)

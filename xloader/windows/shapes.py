@@ -9,12 +9,12 @@ from typing_extensions import override
 
 from xloader.axes import Drawn, Region, Windows, collect
 from xloader.errors import PlanError
+from xloader.regions import Table, read_table
 from xloader.windows.bins import ContactBins, Pair, alike
 from xloader.windows.drawing import along_diagonal, by_length, lattice
 from xloader.windows.exclusion import Apart, Covered, Masked, Rule
 from xloader.windows.lengths import Length, both_sides, to_bins
 from xloader.windows.located import place, size_of
-from xloader.windows.tables import Table, read_table
 
 _FAR = 2**62
 
@@ -122,7 +122,7 @@ class Shape(ABC):
         track : str or array, optional
             Coverage of bins: the name of a coordinate, without 1 or 2, or a value for each bin of
             the file, such as that of `xl.statistics`. Default: ``"coverage"``.
-        overlap : str, path-like or pandas.DataFrame, optional
+        overlap : str, path-like, sequence of str or pandas.DataFrame, optional
             Regions of which no window may hold a position, such as a blacklist; as for `regions`.
 
         Returns
@@ -438,9 +438,9 @@ def regions(table: Any, *, size: Sizes | None = None) -> Regions:
 
     Parameters
     ----------
-    table : str, path-like or pandas.DataFrame
-        A BED file (windows on the diagonal) or a BEDPE file (one region along rows, one along columns),
-        also compressed or at a URL; or a data frame with columns `chrom`, `start`, `end`, or `chrom1`,
+    table : str, path-like, sequence of str or pandas.DataFrame
+        Regions as text (``"chr2:1,000,000-2,000,000"``), one or several; a BED file (windows on the
+        diagonal) or a BEDPE file (one region along rows, one along columns), also compressed or at a URL; or a data frame with columns `chrom`, `start`, `end`, or `chrom1`,
         `start1`, `end1`, `chrom2`, `start2`, `end2`. Positions are in bp, 0-based and half-open.
     size : int, str, or a pair of them, optional
         Length of a window, in bins, or in bp as ``"500kb"``; of a pair, along rows and along columns.

@@ -1,8 +1,9 @@
-"""Tables of regions: BED and BEDPE files, and data frames."""
+"""Regions of a genome as somebody writes them: text, BED and BEDPE files, and data frames."""
 
 import os
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy.typing as npt
 import pandas as pd
 from typing_extensions import override
 
-from xloader.axes import Int64
 from xloader.errors import ReadError, SchemaError
+
+Int64 = npt.NDArray[np.int64]
 
 _FIELDS = ["chrom", "start", "end"]
 _PAIRED = [f"{name}{side}" for side in "12" for name in _FIELDS]
@@ -68,14 +70,61 @@ class Table:
         return f"{self.rows[i]}, {' x '.join(places)}"
 
 
+def bounds_of(text: str) -> tuple[str, int, int] | None:
+    """
+    Return what a region that is written as text says.
+
+    Parameters
+    ----------
+    text : str
+        Such as ``"chr2:1,000,000-2,000,000"``: bp, 0-based and half-open.
+
+    Returns
+    -------
+    tuple of str, int and int, or None
+        Chromosome, start and end; None if it is no such text.
+
+    Examples
+    --------
+    >>> bounds_of("chr2:1,000-2,000")
+    ('chr2', 1000, 2000)
+    """
+    match = re.fullmatch(r"(.+):(\d[\d,]*)-(\d[\d,]*)", text.strip())
+    if match is None:
+        return None
+    return match[1], int(match[2].replace(",", "")), int(match[3].replace(",", ""))
+
+
+def is_file(text: str) -> bool:
+    """
+    Say whether there is a file of that name.
+
+    Parameters
+    ----------
+    text : str
+        Anything.
+
+    Returns
+    -------
+    bool
+        False also for what cannot be a path.
+
+    Examples
+    --------
+    >>> is_file("chr2:1,000-2,000")
+    False
+    """
+    return os.path.isfile(text)  # noqa: PTH113 # pathlib raises for what cannot be a path
+
+
 def read_table(table: Any) -> Table:
     """
     Read regions.
 
     Parameters
     ----------
-    table : str, path-like or pandas.DataFrame
-        A BED file (3 columns or more), a BEDPE file (6 or more: the fifth and sixth are numbers), also
+    table : str, path-like, sequence of str or pandas.DataFrame
+        Text as `bounds_of` takes it, one or several; a BED file (3 columns or more), a BEDPE file (6 or more: the fifth and sixth are numbers), also
         compressed; or a data frame with columns `chrom`, `start`, `end`, or `chrom1` to `end2`.
 
     Returns
@@ -102,8 +151,15 @@ def read_table(table: Any) -> Table:
             raise SchemaError(msg)
         rows = [f"row {label!r}" for label in table.index.tolist()]
         return _checked(table[wanted].reset_index(drop=True), "the data frame", rows)
+    texts = [table] if isinstance(table, str) and not is_file(table) else table
+    if isinstance(texts, Iterable) and all(isinstance(t, str) and bounds_of(t) for t in texts):
+        found = pd.DataFrame([bounds_of(t) for t in texts], columns=_FIELDS)
+        return _checked(found, "the list", [f"region {k}" for k in range(len(found))])
     if not isinstance(table, str | os.PathLike):
-        msg = f"regions are the path of a BED or BEDPE file or a data frame, not {type(table).__name__}"
+        msg = (
+            "regions are text such as 'chr1:0-5,000,000', the path of a BED or BEDPE file, or a data "
+            f"frame, not {table!r}"
+        )
         raise SchemaError(msg)
     path = os.fspath(table)
     lines = pd.Series(_text(path).splitlines(), dtype=object)
