@@ -8,6 +8,7 @@ import scipy.sparse
 import xarray as xr
 
 from xloader.backends.anndata import CSCGroup, CSRGroup
+from xloader.backends.hdf5 import HDF5File
 
 LAYOUTS = {
     "csr": scipy.sparse.csr_matrix,
@@ -45,7 +46,7 @@ def stored(path, matrix, change=lambda _: None):
         ad.io.write_elem(f, "m", matrix)
         change(f["m"])
     cls = CSRGroup if matrix.format == "csr" else CSCGroup
-    return cls(str(path), "m", matrix.shape)
+    return cls(HDF5File(str(path)), "m", matrix.shape)
 
 
 def rechunk(group, name, chunks):

@@ -162,7 +162,12 @@ def through(way, loader):
     if kind == "map":
         data = xt.MapDataset(loader)
         return torch.utils.data.DataLoader(
-            data, batch_sampler=xt.BlockSampler(data), collate_fn=xt.collate, num_workers=workers
+            data,
+            batch_sampler=xt.BlockSampler(data),
+            collate_fn=xt.collate,
+            num_workers=workers,
+            # a spawned process, as a `Child` is, would spawn its own too, which takes many seconds
+            multiprocessing_context="fork" if workers else None,
         )
     some = {}
     if workers:

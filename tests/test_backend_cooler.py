@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xloader.backends import cooler as backend
+from xloader.backends.hdf5 import HDF5File
 from xloader.errors import ReadError, SchemaError
 
 SMALL_CHUNKS = pytest.mark.filterwarnings("ignore:The specified chunks separate:UserWarning")
@@ -123,7 +124,7 @@ def test_values__are_the_same_however_few_pixels_are_held(pixels, symmetric, tmp
 def test_values__tiles_far_apart_and_in_holes(tmp_path):
     """Tiles asked for in any pattern of rows: each gets its own pixels and no other's."""
     matrix = random_map(900)
-    array = backend.CoolerArray(write(tmp_path / "a.cool", matrix), "/")
+    array = backend.CoolerArray(HDF5File(write(tmp_path / "a.cool", matrix)), "/")
     t = array.tile
     padded = np.pad(matrix, (0, 8 * t - 900))
     for ij in ([(0, 7), (2, 2), (2, 5), (3, 3), (7, 7)], [(1, 6)], [(0, 0), (1, 1), (5, 6)]):
@@ -334,7 +335,7 @@ def test_pickle__holds_no_data_and_reads_the_same(chunks, tmp_path):
     ds = opened(write(tmp_path / "a.cool", random_map(900)), chunks=chunks)
     for source in (ds, ds.isel(bin1=slice(0, 800)), np.log1p(ds) if chunks == {} else ds):
         assert totals(pickle.loads(pickle.dumps(source))) == totals(source)
-    array = backend.CoolerArray(str(tmp_path / "a.cool"), "/")
+    array = backend.CoolerArray(HDF5File(str(tmp_path / "a.cool")), "/")
     assert len(pickle.dumps(array)) < 1_000
 
 
@@ -467,5 +468,5 @@ def test_file_cut_after_it_was_opened__is_told_when_it_is_read(chunks, tmp_path)
     whole = (tmp_path / "a.cool").read_bytes()
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "cut").replace(path)
-    with pytest.raises(ReadError, match=r"cannot read .*a.cool' .*truncated"):
+    with pytest.raises(ReadError, match=r"a.cool' was replaced or changed after it was opened"):
         ds["count"].load()

@@ -72,7 +72,7 @@ def cooler_names(path):
 @pytest.mark.parametrize(("n", "side"), [(5_000, 1_024), (300, 300), (0, 1)])
 def test_chunks__are_squares_of_one_cell(n, side):
     """A chunk of all bins would take gigabytes of a fine map."""
-    cells = CellsArray("nowhere", ["/cells/a", "/cells/b"], n, "int32")
+    cells = CellsArray(None, ["/cells/a", "/cells/b"], n, "int32")
     preferred = lazy(("cell", "bin1", "bin2"), cells).encoding["preferred_chunks"]
     assert preferred == {"cell": 1 if n == 5_000 else 2, "bin1": side, "bin2": side}
 

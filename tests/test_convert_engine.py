@@ -16,6 +16,7 @@ import xloader as xl
 from tests.sources import sparse, write_h5ad
 from xloader import threads
 from xloader.backends.cooler import TILE, CoolerArray
+from xloader.backends.hdf5 import HDF5File
 from xloader.errors import ReadError
 from xloader.store import rows_writer, staging, writers
 
@@ -161,7 +162,7 @@ def test_tiles__only_those_that_hold_something_are_written(width, codec, tmp_pat
 @pytest.mark.parametrize("most", [1, 3, 100])
 def test_read_filled__equals_read_tiles(most, tmp_path, monkeypatch):
     m = band(900, 300)
-    array = CoolerArray(str(write_cool(tmp_path / "a.cool", m)), "/")
+    array = CoolerArray(HDF5File(str(write_cool(tmp_path / "a.cool", m))), "/")
     ij = np.array([(0, 0), (0, 1), (0, 6), (2, 2), (2, 3), (2, 7), (7, 7)])
     expected = array.read_tiles(ij)
     for pixels in (2**20, 700):

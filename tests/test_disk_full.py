@@ -138,7 +138,7 @@ def test_disk_full__at_the_kth_write(kind, over, sources, disk, tmp_path):
     assert n_writes > 15
     if not over:
         shutil.rmtree(tmp_path / "s")
-    for room in np.unique(np.linspace(0, n_writes - 1, 12).astype(int)).tolist():
+    for room in np.unique(np.linspace(0, n_writes - 1, 5).astype(int)).tolist():
         disk.room, disk.used = room, 0
         assert_fails_whole(sources, kind, tmp_path, over=over)
         assert disk.used > room

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xloader as xl
-from xloader.backends.hdf5 import open_hdf5
+from xloader.backends.hdf5 import HDF5File
 from xloader.errors import ReadError, SchemaError, XloaderError
 
 
@@ -227,7 +227,7 @@ def test_open_files__survive_processes_and_pickles(method, make, tmp_path):
 
 def opens_anew(path):
     """Say whether this process has a handle other than the one that it inherited."""
-    return open_hdf5(path) is not inherited["handle"]
+    return HDF5File(path).handle is not inherited["handle"]
 
 
 inherited: dict[str, Any] = {}
@@ -235,7 +235,7 @@ inherited: dict[str, Any] = {}
 
 def test_open_files__handles_are_not_shared_over_fork(tmp_path):
     path = str(xl.simulate.cells(tmp_path / "a.h5ad", n_cells=50, n_genes=60))
-    inherited["handle"] = open_hdf5(path)
+    inherited["handle"] = HDF5File(path).handle
     assert not opens_anew(path)
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply(opens_anew, [path])

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xloader.backends import hdf5, hdf5_chunks
-from xloader.backends.hdf5 import HDF5Array, close_hdf5, read, read_ranges
+from xloader.backends import hdf5_chunks
+from xloader.backends.hdf5 import HDF5Array, HDF5File, close_hdf5, read, read_ranges
 from xloader.errors import ReadError
 
 SHAPES = [
@@ -57,10 +57,10 @@ def test_read__whole_datasets_of_every_make(shape, chunks, dtype, filters, tmp_p
     path = str(tmp_path / "a.h5")
     with h5py.File(path, "w") as f:
         f.create_dataset("x", data=expected, chunks=chunks, **filters)
-    got = read(path, "x")
+    got = read(HDF5File(path), "x")
     assert got.dtype == expected.dtype
     np.testing.assert_array_equal(got, expected)
-    array = HDF5Array(path, "x")
+    array = HDF5Array(HDF5File(path), "x")
     native = array._raw(tuple(slice(n // 3, n) for n in shape))
     assert native.dtype == expected.dtype.newbyteorder("=")
     np.testing.assert_array_equal(native, expected[tuple(slice(n // 3, n) for n in shape)])
@@ -101,7 +101,7 @@ def test_read__any_index_equals_h5py(data, sparse_file, monkeypatch):
     )
     if any(isinstance(k, slice) and (k.step or 1) < 0 for k in keys):
         return
-    got = read(sparse_file, name, keys)
+    got = read(HDF5File(sparse_file), name, keys)
     assert got.shape == whole[keys].shape
     np.testing.assert_array_equal(got, whole[keys])
 
@@ -117,7 +117,7 @@ def test_read_ranges__in_any_order_and_overlapping(spans, inline, sparse_file, m
         whole = f["line"][()]
     starts, stops = np.sort(np.array(spans, np.int64).reshape(-1, 2), axis=1).T
     expected = [whole[a:b] for a, b in zip(starts, stops, strict=True)]
-    got = read_ranges(sparse_file, "line", starts, stops)
+    got = read_ranges(HDF5File(sparse_file), "line", starts, stops)
     np.testing.assert_array_equal(got, np.concatenate([whole[:0], *expected]))
 
 
@@ -134,7 +134,7 @@ def test_read_ranges__decodes_each_chunk_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hdf5_chunks.Chunks, "_decode", decode)
     starts, stops = np.array([350, 10, 180, 300]), np.array([420, 30, 340, 301])
-    got = read_ranges(path, "x", starts, stops)
+    got = read_ranges(HDF5File(path), "x", starts, stops)
     np.testing.assert_array_equal(got, np.r_[350:420, 10:30, 180:340, 300:301])
     assert sorted(read_once) == [0, 100, 200, 300, 400]
 
@@ -155,10 +155,10 @@ def test_read__what_h5py_has_to_do(make, tmp_path):
         f.create_dataset("x", data=expected, **PLAIN[make])
         assert not hdf5_chunks.decodable(f["x"])
         stored = f["x"][()]
-    np.testing.assert_array_equal(read(path, "x", slice(3, 900)), stored[3:900])
+    np.testing.assert_array_equal(read(HDF5File(path), "x", slice(3, 900)), stored[3:900])
     starts, stops = np.array([500, 7, 9]), np.array([900, 7, 600])
     np.testing.assert_array_equal(
-        read_ranges(path, "x", starts, stops), np.r_[stored[500:900], stored[9:600]]
+        read_ranges(HDF5File(path), "x", starts, stops), np.r_[stored[500:900], stored[9:600]]
     )
 
 
@@ -170,7 +170,7 @@ def test_read__other_types(dtype, tmp_path):
     with h5py.File(path, "w") as f:
         f.create_dataset("x", data=values, dtype=dtype, chunks=(50,), compression="gzip")
         expected = f["x"][()]
-    got = read(path, "x", slice(10, 110))
+    got = read(HDF5File(path), "x", slice(10, 110))
     assert got.dtype == expected.dtype
     assert got.tolist() == expected[10:110].tolist()
 
@@ -187,7 +187,7 @@ def test_read__numbers_of_fewer_bits_than_bytes(tmp_path):
         space = h5py.h5s.create_simple((120,))
         x = h5py.Dataset(h5py.h5d.create(f.id, b"x", odd, space, pipeline))
         x[:] = np.arange(120)
-    np.testing.assert_array_equal(read(path, "x", slice(5, 110)), np.arange(5, 110))
+    np.testing.assert_array_equal(read(HDF5File(path), "x", slice(5, 110)), np.arange(5, 110))
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=range(4))
@@ -211,7 +211,7 @@ def test_read__damage_is_an_error_where_h5py_sees_it(filters, tmp_path):
             told.append(at)
             by_h5py = None
         try:
-            got = read(str(path), "x")
+            got = read(HDF5File(str(path)), "x")
         except ReadError as e:
             got, message = None, str(e)
         if got is not None:
@@ -228,9 +228,9 @@ def test_read__cut_file_is_told(tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as f:
         f.create_dataset("x", data=values_of((20_000,), "<i4"), chunks=(500,), compression="gzip")
-    assert hdf5.open_hdf5(str(path))["x"].shape == (20_000,)
+    assert HDF5File(str(path)).handle["x"].shape == (20_000,)
     with path.open("r+b") as f:
         f.truncate(path.stat().st_size // 2)
     close_hdf5(str(path))
     with pytest.raises(ReadError, match="cannot read .* truncated"):
-        read(str(path), "x")
+        read(HDF5File(str(path)), "x")

@@ -273,6 +273,24 @@ def test_two_iterations__at_the_same_time(way, store, child):
     child.run(together, store, way)
 
 
+def overtaking(store, way):
+    served = through(way, make(store, shuffle=True))
+    older = iter(served)
+    check(islice(older, TAKEN))
+    newer = iter(served)
+    seen = [check(islice(newer, TAKEN))]
+    with pytest.raises(xl.errors.PlanError, match="overtaken .* persistent_workers=False"):
+        next(older)
+    assert (served.state_dict()["epoch"], served.state_dict()["step"]) == (1, TAKEN)
+    seen.append(check(newer))
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(len(X)))
+    check_whole(served)
+
+
+def test_two_iterations__of_workers_that_persist(store, child):
+    child.run(overtaking, store, "make 2 fork persistent")
+
+
 # --- the end of the process -----------------------------------------------------------------------
 
 SCRIPT = """

@@ -37,6 +37,7 @@ from xloader.request import (
 )
 from xloader.source import Loaded, Source
 from xloader.state import State, fingerprints_of, make_state, read_state
+from xloader.unchanged import Unchanged
 from xloader.windows import Shape
 
 _LAYOUTS = (None, "csr", "dense")
@@ -159,6 +160,7 @@ class Loader(Described):
         self._cursor = Cursor()
         self._fingerprints: dict[str, str] | None = None
         self._advised = False
+        self._stored: Unchanged | None = None
         self._reset()
         self._ranks = rank, world_size
         how = resolve_order(order, self.ds, drawn, shuffle=shuffle)
@@ -247,7 +249,9 @@ class Loader(Described):
             layout=self.layout,
             fusion=fusion,
             allocate=self.allocate,
+            stored=self._stored,
         )
+        self._stored = source.stored
         self._after_reading = rest if source.fused else self.transform
         return source
 

@@ -52,11 +52,12 @@ def identify(path: str | os.PathLike[str]) -> tuple[str, str]:
         return "xloader", str(read_root(file)["kind"])
     if hic.is_hic(file):
         return "hic", "contacts"
-    from xloader.backends.hdf5 import damage_told, open_hdf5  # stores do without h5py
+    from xloader.backends.hdf5 import HDF5File  # stores do without h5py
 
-    with damage_told(repr(name)):
-        found = open_hdf5(name).get(group or "/")
+    with HDF5File(name).reading() as opened:
+        found = opened.get(group or "/")
         groups = set(found) if hasattr(found, "keys") else set()
+        root = sorted(opened)
     if {"obs", "var"} <= groups:
         return "anndata", "cells"
     if {"bins", "pixels"} <= groups or groups & {"resolutions", "cells"}:
@@ -64,7 +65,7 @@ def identify(path: str | os.PathLike[str]) -> tuple[str, str]:
     if group.rstrip("/").endswith("cells") or (groups and all(map(str.isdecimal, groups))):
         return "cooler", "contacts"
     if group and not groups:
-        msg = f"{name!r} has no group {group!r}; at its root it has {sorted(open_hdf5(name))}"
+        msg = f"{name!r} has no group {group!r}; at its root it has {root}"
         raise SchemaError(msg)
     msg = (
         f"{str(file)!r} is HDF5, but neither a cooler (groups bins, pixels, indexes or resolutions) nor "
@@ -234,8 +235,9 @@ def resolutions(path: str | os.PathLike[str]) -> list[int]:
     if engine == "hic":
         return hic.resolutions(_text(path))
     from xloader.backends.cooler_groups import coolers
-    from xloader.backends.hdf5 import damage_told
+    from xloader.backends.hdf5 import HDF5File
 
-    file, _, group = _text(path).partition("::")
-    with damage_told(repr(file)):
+    name, _, group = _text(path).partition("::")
+    file = HDF5File(name)
+    with file.reading():
         return [size for size in coolers(file, "/" + group.strip("/")) if size is not None]

@@ -7,12 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from xloader import trace
 from xloader.axes import Int64, Windows
 from xloader.buffers import Allocate, Buffers
 from xloader.contract import Fusion
 from xloader.errors import PlanError, SchemaError
 from xloader.padding import pad
 from xloader.read import Reader, RowReader, TileReader, Values, make_reader
+from xloader.unchanged import Unchanged
 
 Loaded = Mapping[str, Any]
 """What the readers loaded, by variable."""
@@ -58,6 +60,9 @@ class Source:
         What transforms do to a variable, and its reader may do.
     allocate : callable, optional
         As for `Buffers`: where memory of batches comes from.
+    stored : Unchanged, optional
+        Folders of zarr arrays as they were when the process that trains looked. Default: as they
+        are. Without them missing files would be read as fill values.
 
     Attributes
     ----------
@@ -74,6 +79,7 @@ class Source:
         layout: str | None,
         fusion: Fusion | None = None,
         allocate: Allocate | None = None,
+        stored: Unchanged | None = None,
     ) -> None:
         self.windows = windows
         self.attrs = dict(ds.attrs)
@@ -83,12 +89,16 @@ class Source:
         self.variable_attrs = {str(k): dict(v.attrs) for k, v in ds.variables.items()}
         names = [*ds.coords, *variables]
         _refuse_taken_names(ds, names, windows)
+        if stored is None:
+            stored = Unchanged(set().union(*(trace.folders(ds.variables[key]) for key in names)))
+        self.stored = stored
         for key in names:
             name, variable = str(key), ds.variables[key]
             if set(variable.dims) & set(windows.dims):
                 self.readers[name] = make_reader(ds, name, windows, layout=layout, fusion=fusion)
             else:
-                self.fixed[name] = _frozen(variable.compute())
+                with stored.reading():
+                    self.fixed[name] = _frozen(variable.compute())
         for reader in self.readers.values():
             reader.batches = Buffers(allocate)
         self.fused = any(
@@ -211,9 +221,15 @@ class Source:
         -------
         Loaded
             For `gather`; every chunk was decoded once.
+
+        Raises
+        ------
+        ReadError
+            If bytes cannot be read or decoded, or are not what they were.
         """
         first, last = self.windows.reach_of(ids, epoch)
-        return {name: reader.load(first, last) for name, reader in self.readers.items()}
+        with self.stored.reading():
+            return {name: reader.load(first, last) for name, reader in self.readers.items()}
 
     def gather(self, parts: Sequence[tuple[Loaded, Int64]], epoch: int | None) -> dict[str, Values]:
         """

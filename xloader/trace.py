@@ -1,9 +1,11 @@
 """Find what a variable shows of a stored array, so that it is read there and not through dask."""
 
 import operator
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import dask.array.chunk
@@ -145,6 +147,48 @@ def lazy_base(variable: xr.Variable) -> tuple[Any, tuple[Int64, ...]]:
     if index is None:
         return variable._data, tuple(np.arange(n) for n in variable.shape)
     return base, index
+
+
+def folders(variable: xr.Variable) -> set[str]:
+    """
+    Return the folders on a disk that the zarr arrays beneath a variable lie in.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        Any variable, also one that is computed.
+
+    Returns
+    -------
+    set of str
+        Those of the arrays, and all below them, in which chunks lie.
+    """
+    found: set[str] = set()
+    for base in _bases(variable._data):
+        # zarr's array, with xarray's around it or not; zarr need not be there
+        place = getattr(getattr(base, "_array", base), "store_path", None)
+        root = getattr(getattr(place, "store", None), "root", None)
+        if place is not None and isinstance(root, Path):
+            array = root / place.path
+            found |= {str(array), *(folder for folder, _, _ in os.walk(array))}
+    return found
+
+
+def _bases(node: Any) -> Iterator[Any]:
+    """Yield what xarray's wrappers and dask's tasks hold, at any depth."""
+    if isinstance(node, dask.array.core.Array):
+        for each in dict(node.__dask_graph__()).values():
+            yield from _bases(each)
+    elif isinstance(node, tuple | list):
+        for each in node:
+            yield from _bases(each)
+    elif isinstance(node, Task):
+        yield from _bases([*node.args, *node.kwargs.values()])
+    else:
+        base = _unwrap(node)
+        while hasattr(base, "array"):  # xarray's wrappers, those that decode values too
+            base = base.array
+        yield base
 
 
 def _unwrapped(data: Any) -> tuple[Any, list[tuple[Any, ...]]]:

@@ -20,7 +20,7 @@ from xloader.backends.anndata_frames import (
     is_numeric_frame,
     read_frame,
 )
-from xloader.backends.hdf5 import HDF5Array, close_hdf5, damage_told, open_hdf5, read, read_ranges
+from xloader.backends.hdf5 import HDF5Array, HDF5File, close_hdf5, read, read_ranges
 from xloader.csr import CSRArray
 from xloader.errors import ReadError, SchemaError, warn
 from xloader.schema import cells_dataset
@@ -41,8 +41,8 @@ class CSRGroup(RowArray):
 
     Parameters
     ----------
-    path : str
-        Path of the file.
+    file : HDF5File
+        The file.
     name : str
         Path of the group inside it, with `data`, `indices` and `indptr`.
     shape : tuple of int
@@ -54,14 +54,14 @@ class CSRGroup(RowArray):
         If `indptr` does not fit `shape`, `data` and `indices`.
     """
 
-    def __init__(self, path: str, name: str, shape: tuple[int, int]) -> None:
-        group = open_hdf5(path)[name]
+    def __init__(self, file: HDF5File, name: str, shape: tuple[int, int]) -> None:
+        group = file.handle[name]
         data, indices = group["data"], group["indices"]
         values = max(BLOCK_VALUES, *(d.chunks[0] if d.chunks else 0 for d in (data, indices)))
         rows = values * shape[0] / max(1, data.shape[0])
         block_rows = 2 ** int(np.clip(np.round(np.log2(max(rows, 1))), 5, 12))
         super().__init__(shape, data.dtype.newbyteorder("="), block_rows)
-        self.path = path
+        self.file = file
         self.name = name
         self._check(data.shape[0], indices.shape[0])
 
@@ -69,14 +69,14 @@ class CSRGroup(RowArray):
         n, indptr = self.shape[0], self.indptr
         if len(indptr) != n + 1:
             msg = (
-                f"`{self.name}/indptr` of {self.path!r} has {len(indptr)} entries, its shape asks "
+                f"`{self.name}/indptr` of {self.file.path!r} has {len(indptr)} entries, its shape asks "
                 f"for {n + 1}: the file was written wrongly or is damaged; write it again"
             )
             raise SchemaError(msg)
         steps = np.diff(indptr, prepend=0, append=min(n_data, n_indices))
         if n_data != n_indices or steps[0] or steps[-1] or steps.min() < 0:
             msg = (
-                f"`{self.name}/indptr` of {self.path!r} (from {indptr[0]} to {indptr[-1]}) does not "
+                f"`{self.name}/indptr` of {self.file.path!r} (from {indptr[0]} to {indptr[-1]}) does not "
                 f"fit its {n_data} values and {n_indices} indices: the file was not written to its "
                 "end, or is damaged; get a new copy"
             )
@@ -92,7 +92,7 @@ class CSRGroup(RowArray):
         ndarray of int64, shape (n_rows + 1,)
             In memory from then on.
         """
-        return read(self.path, f"{self.name}/indptr").astype(np.int64)
+        return read(self.file, f"{self.name}/indptr").astype(np.int64)
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -111,17 +111,17 @@ class CSRGroup(RowArray):
         spans = self.indptr[starts], self.indptr[stops]
         indptr = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(self.indptr[rows + 1] - self.indptr[rows], out=indptr[1:])
-        indices = read_ranges(self.path, f"{self.name}/indices", *spans)
+        indices = read_ranges(self.file, f"{self.name}/indices", *spans)
         indices = indices.astype(indices.dtype.newbyteorder("="), copy=False)
         falling, outside = _disorder(indices, indptr, self.shape[1])
         if outside >= 0:
             msg = (
-                f"`{self.name}/indices` of {self.path!r} holds {indices.min()} to {indices.max()} "
+                f"`{self.name}/indices` of {self.file.path!r} holds {indices.min()} to {indices.max()} "
                 f"from `indptr[{rows[outside]}]` on, outside [0, {self.shape[1]}): the file is "
                 "damaged; get a new copy"
             )
             raise ReadError(msg)
-        data = read_ranges(self.path, f"{self.name}/data", *spans).astype(self.dtype, copy=False)
+        data = read_ranges(self.file, f"{self.name}/data", *spans).astype(self.dtype, copy=False)
         narrow = np.int32 if self.shape[1] < 2**31 else np.int64
         shape = (len(rows), self.shape[1])
         block = CSRArray(data, indices.astype(narrow, copy=False), indptr, shape)
@@ -133,7 +133,7 @@ class CSRGroup(RowArray):
         twice = _disorder(block.indices, block.indptr, block.shape[1])[0]
         if twice >= 0:
             msg = (
-                f"`{self.name}` of {self.path!r} stores an element twice, from "
+                f"`{self.name}` of {self.file.path!r} stores an element twice, from "
                 f"`indptr[{rows[twice]}]` on; call scipy's `sum_duplicates()` on it and write it again"
             )
             raise ReadError(msg)
@@ -167,8 +167,8 @@ class CSCGroup(RowArray):
 
     Parameters
     ----------
-    path : str
-        Path of the file.
+    file : HDF5File
+        The file.
     name : str
         Path of the group inside it, with `data`, `indices` and `indptr`.
     shape : tuple of int
@@ -177,8 +177,8 @@ class CSCGroup(RowArray):
 
     by_column = True
 
-    def __init__(self, path: str, name: str, shape: tuple[int, int]) -> None:
-        self.transposed = CSRGroup(path, name, (shape[1], shape[0]))
+    def __init__(self, file: HDF5File, name: str, shape: tuple[int, int]) -> None:
+        self.transposed = CSRGroup(file, name, (shape[1], shape[0]))
         n_values = int(self.transposed.indptr[-1])
         value_nbytes = self.transposed.dtype.itemsize + 4
         rows = SCAN_NBYTES * shape[0] // max(1, n_values * value_nbytes)
@@ -293,20 +293,21 @@ class AnnDataBackendEntrypoint(BackendEntrypoint):
             raise ReadError(msg)
         path = str(Path(filename_or_obj).expanduser().absolute())
         dropped = {drop_variables} if isinstance(drop_variables, str) else {*(drop_variables or ())}
-        with damage_told(repr(path)):
-            _require_anndata(path)
-            ds, skipped = _Opening(path).dataset()
+        file = HDF5File(path)
+        with file.reading():
+            _require_anndata(file)
+            ds, skipped = _Opening(file).dataset()
         _tell_skipped(path, {n: e for n, e in skipped.items() if n.split("/")[-1] not in dropped})
         ds = ds.drop_vars(dropped, errors="ignore")
         ds.set_close(partial(close_hdf5, path))
         return ds
 
 
-def _require_anndata(path: str) -> None:
-    there = set(open_hdf5(path))
+def _require_anndata(file: HDF5File) -> None:
+    there = set(file.handle)
     if not {"obs", "var"} <= there or not {"X", "layers"} & there:
         msg = (
-            f"{path!r} is not an AnnData file: it has {sorted(there)} and no `obs`, `var` and `X` "
+            f"{file.path!r} is not an AnnData file: it has {sorted(there)} and no `obs`, `var` and `X` "
             "(or `layers`); open it with the engine of its own format"
         )
         raise SchemaError(msg)
@@ -324,11 +325,11 @@ def _tell_skipped(path: str, skipped: dict[str, str]) -> None:
 class _Opening:
     """One file being opened: what was found, and what cannot be shown."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.file = open_hdf5(path)
-        self.obs = read_frame(path, "obs")
-        self.var = read_frame(path, "var")
+    def __init__(self, file: HDF5File) -> None:
+        self.file = file
+        self.groups = file.handle
+        self.obs = read_frame(file, "obs")
+        self.var = read_frame(file, "var")
         self.shape = (len(self.obs.index), len(self.var.index))
         self.arrays: dict[str, Any] = {}
         self.coords: dict[str, xr.Variable] = {}
@@ -340,11 +341,11 @@ class _Opening:
 
     def dataset(self) -> tuple[xr.Dataset, dict[str, str]]:
         """Return the labelled Dataset, and the encodings of what it lacks."""
-        if "X" in self.file:
+        if "X" in self.groups:
             self._add("X", "X", self.shape)
-        for key in self.file.get("layers", ()):
+        for key in self.groups.get("layers", ()):
             self._add(f"layers/{key}", self._label("layer", key), self.shape)
-        for key in self.file.get("obsm", ()):
+        for key in self.groups.get("obsm", ()):
             self._add(f"obsm/{key}", self._label("obsm", key), self.shape[:1])
         ds = cells_dataset(
             self.arrays,
@@ -363,13 +364,13 @@ class _Opening:
         return key
 
     def _add(self, name: str, label: str, shape: tuple[int, ...]) -> None:
-        array = _open_array(self.path, name)
+        array = _open_array(self.file, name)
         if array is None:
-            self.skipped[name] = encoding_of(self.file[name]) or "unknown encoding"
+            self.skipped[name] = encoding_of(self.groups[name]) or "unknown encoding"
             return
         if array.shape[: len(shape)] != shape:
             msg = (
-                f"`{name}` of {self.path!r} has shape {array.shape}, but its `obs` has "
+                f"`{name}` of {self.file.path!r} has shape {array.shape}, but its `obs` has "
                 f"{self.shape[0]} rows and its `var` {self.shape[1]}: the file was not written to "
                 "its end, or is damaged; get a new copy"
             )
@@ -383,15 +384,15 @@ class _Opening:
         self.arrays[label] = (dims, array, {} if label == original else {"key": original})
 
 
-def _open_array(path: str, name: str) -> StoredArray | None:
+def _open_array(file: HDF5File, name: str) -> StoredArray | None:
     """Open a matrix of any supported encoding, or return None."""
-    element = open_hdf5(path)[name]
+    element = file.handle[name]
     encoding = encoding_of(element)
     if encoding in {"csr_matrix", "csc_matrix"}:
         rows, columns = (int(n) for n in element.attrs["shape"])
-        return (CSRGroup if encoding == "csr_matrix" else CSCGroup)(path, name, (rows, columns))
+        return (CSRGroup if encoding == "csr_matrix" else CSCGroup)(file, name, (rows, columns))
     if encoding == "dataframe":
-        return FrameArray(path, name) if is_numeric_frame(path, name) else None
+        return FrameArray(file, name) if is_numeric_frame(file, name) else None
     if isinstance(element, h5py.Dataset) and element.ndim and element.dtype.kind in "biuf":
-        return HDF5Array(path, name)
+        return HDF5Array(file, name)
     return None

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from xloader.arrays import Key, StoredArray
-from xloader.backends.hdf5 import damage_told, open_hdf5, read, text
+from xloader.backends.hdf5 import HDF5File, read, text
 from xloader.errors import ReadError, SchemaError
 from xloader.schema import Column, categorical_column, string_column
 
@@ -35,20 +35,20 @@ class FrameArray(StoredArray):
 
     Parameters
     ----------
-    path : str
-        Path of the HDF5 file.
+    file : HDF5File
+        The file.
     name : str
         Path of the table inside it.
     """
 
-    def __init__(self, path: str, name: str) -> None:
-        group = open_hdf5(path)[name]
-        index, self.columns = _layout(path, group)
+    def __init__(self, file: HDF5File, name: str) -> None:
+        group = file.handle[name]
+        index, self.columns = _layout(file.path, group)
         dtypes = [group[c].dtype for c in self.columns]
         super().__init__(
             (group[index].shape[0], len(self.columns)), np.result_type(np.float32, *dtypes)
         )
-        self.path = path
+        self.file = file
         self.name = name
 
     @override
@@ -56,7 +56,7 @@ class FrameArray(StoredArray):
         rows, columns = (np.arange(n)[k] for n, k in zip(self.shape, key, strict=True))
         out = np.empty((rows.size, columns.size), self.dtype)
         for k, i in enumerate(np.atleast_1d(columns).tolist()):
-            out[:, k] = read(self.path, f"{self.name}/{self.columns[i]}", key[0])
+            out[:, k] = read(self.file, f"{self.name}/{self.columns[i]}", key[0])
         return out.reshape(rows.shape + columns.shape)
 
 
@@ -77,14 +77,14 @@ def encoding_of(element: h5py.Group | h5py.Dataset) -> str:
     return text(element.attrs.get("encoding-type", ""))
 
 
-def read_frame(path: str, name: str) -> Frame:
+def read_frame(file: HDF5File, name: str) -> Frame:
     """
     Read a table.
 
     Parameters
     ----------
-    path : str
-        Path of the HDF5 file.
+    file : HDF5File
+        The file.
     name : str
         Path of the table inside it.
 
@@ -100,9 +100,9 @@ def read_frame(path: str, name: str) -> Frame:
     SchemaError
         If the table was written by anndata before 0.7, or a column has another length.
     """
-    with damage_told(f"{name!r} of {path!r}"):
-        group = open_hdf5(path)[name]
-        index_name, names = _layout(path, group)
+    with file.reading(name) as opened:
+        group = opened[name]
+        index_name, names = _layout(file.path, group)
         index = np.array([str(v) for v in _column(group[index_name])[0]], object)
         columns, skipped = {}, {}
         for label in names:
@@ -113,20 +113,20 @@ def read_frame(path: str, name: str) -> Frame:
             if len(columns[label][0]) != len(index):
                 msg = (
                     f"column {label!r} of `{name}` has {len(columns[label][0])} values, its index "
-                    f"{len(index)}: {path!r} was not written to its end, or is damaged; get a new copy"
+                    f"{len(index)}: {file.path!r} was not written to its end, or is damaged; get a new copy"
                 )
                 raise SchemaError(msg)
     return Frame(index, columns, skipped)
 
 
-def is_numeric_frame(path: str, name: str) -> bool:
+def is_numeric_frame(file: HDF5File, name: str) -> bool:
     """
     Say whether all columns of a table are plain numbers, so that it is a matrix too.
 
     Parameters
     ----------
-    path : str
-        Path of the HDF5 file.
+    file : HDF5File
+        The file.
     name : str
         Path of the table inside it.
 
@@ -135,8 +135,8 @@ def is_numeric_frame(path: str, name: str) -> bool:
     bool
         False also where numbers are nullable or categorical.
     """
-    group = open_hdf5(path)[name]
-    return all(_is_numeric(group[c]) for c in _layout(path, group)[1])
+    group = file.handle[name]
+    return all(_is_numeric(group[c]) for c in _layout(file.path, group)[1])
 
 
 def _layout(path: str, group: Any) -> tuple[str, list[str]]:

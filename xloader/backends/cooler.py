@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import h5py
@@ -17,7 +16,7 @@ from typing_extensions import override
 from xloader.arrays import Key, StoredArray, TileArray
 from xloader.backends.cooler_cells import cells_labels
 from xloader.backends.cooler_groups import choose, coolers, is_cells, labels, part, storage_mode
-from xloader.backends.hdf5 import damage_told, open_hdf5, read
+from xloader.backends.hdf5 import HDF5File, read
 from xloader.backends.resolutions import ResolutionsEntrypoint
 from xloader.errors import ReadError, XloaderError
 from xloader.schema import contacts_dataset
@@ -53,8 +52,8 @@ class CoolerArray(TileArray):
 
     Parameters
     ----------
-    path : str
-        Path of the HDF5 file.
+    file : HDF5File
+        The file.
     group : str
         Path of the cooler inside it.
 
@@ -66,9 +65,9 @@ class CoolerArray(TileArray):
         If the group lacks a part of a cooler.
     """
 
-    def __init__(self, path: str, group: str) -> None:
-        with damage_told(repr(path)):
-            cooler = open_hdf5(path)[group]
+    def __init__(self, file: HDF5File, group: str) -> None:
+        with file.reading() as opened:
+            cooler = opened[group]
             n = part(cooler, "bins/start").shape[0]
             count = part(cooler, "pixels/count")
             n_pixels = part(cooler, "pixels/bin2_id").shape[0]
@@ -77,12 +76,12 @@ class CoolerArray(TileArray):
             symmetric = storage_mode(cooler) != "square"
             self._chunk: int = (count.chunks or (1,))[0]
         super().__init__(n, count.dtype.newbyteorder("="), TILE, symmetric=symmetric)
-        self.path = path
+        self.file = file
         self.group = group.rstrip("/")
         steps = np.diff(self._indptr, prepend=0, append=n_pixels)
         if len(self._indptr) != n + 1 or steps.min() < 0 or steps[0] or steps[-1]:
             msg = (
-                f"`{self.group}/indexes/bin1_offset` of {path!r} ({len(self._indptr)} entries, last "
+                f"`{self.group}/indexes/bin1_offset` of {file.path!r} ({len(self._indptr)} entries, last "
                 f"{self._indptr[-1:].tolist()}) does not fit its {n} bins and {n_pixels} pixels: the "
                 "file was not written to its end, or is damaged; get a new copy"
             )
@@ -91,7 +90,7 @@ class CoolerArray(TileArray):
     @cached_property
     def _indptr(self) -> npt.NDArray[np.int64]:
         """First pixel of each bin, and the number of pixels, shape (n + 1,)."""
-        return read(self.path, f"{self.group}/indexes/bin1_offset").astype(np.int64)
+        return read(self.file, f"{self.group}/indexes/bin1_offset").astype(np.int64)
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -157,8 +156,8 @@ class CoolerArray(TileArray):
     def _pixels(self, start: int, stop: int) -> _Pixels:
         """Read pixels; the stored `bin1_id` is redundant."""
         span = slice(start, stop)
-        bin2 = read(self.path, f"{self.group}/pixels/bin2_id", span)
-        count = read(self.path, f"{self.group}/pixels/count", span)
+        bin2 = read(self.file, f"{self.group}/pixels/bin2_id", span)
+        count = read(self.file, f"{self.group}/pixels/count", span)
         bin2 = bin2.astype(bin2.dtype.newbyteorder("="), copy=False)
         return _Pixels(start, bin2, count.astype(self.dtype, copy=False))
 
@@ -184,7 +183,7 @@ class CoolerArray(TileArray):
         """Return what is wrong with a pixel."""
         bin1 = int(np.searchsorted(self._indptr, pixels.start + k, "right")) - 1
         bin2, value, n = int(pixels.bin2[k]), pixels.count[k], self.shape[0]
-        what = f"pixel {pixels.start + k} of {self.group or '/'!r} of {self.path!r}"
+        what = f"pixel {pixels.start + k} of {self.group or '/'!r} of {self.file.path!r}"
         remedy = "the file is damaged; get a new copy"
         if not (bin1 if self.symmetric else 0) <= bin2 < n:
             shape = "upper triangle" if self.symmetric else "square"
@@ -206,7 +205,7 @@ class CoolerArray(TileArray):
 
     def _bin(self, k: int) -> str:
         """Return where a bin lies."""
-        label = labels(open_hdf5(self.path)[self.group or "/"])
+        label = labels(self.file.handle[self.group or "/"])
         return f"{label['chrom'][k]}:{label['start'][k]:,}-{label['end'][k]:,}"
 
     def _mirrored(self, tiles: npt.NDArray[Any], ij: Int64) -> npt.NDArray[Any]:
@@ -246,8 +245,8 @@ class CellsArray(StoredArray):
 
     Parameters
     ----------
-    path : str
-        Path of the HDF5 file.
+    file : HDF5File
+        The file.
     groups : list of str
         Path of each cell inside it.
     n : int
@@ -256,9 +255,9 @@ class CellsArray(StoredArray):
         Type that holds the counts of every cell.
     """
 
-    def __init__(self, path: str, groups: list[str], n: int, dtype: npt.DTypeLike) -> None:
+    def __init__(self, file: HDF5File, groups: list[str], n: int, dtype: npt.DTypeLike) -> None:
         super().__init__((len(groups), n, n), dtype)
-        self.path = path
+        self.file = file
         self.groups = groups
 
     @property
@@ -269,9 +268,7 @@ class CellsArray(StoredArray):
     @override
     def _raw(self, key: Key) -> npt.NDArray[Any]:
         cells = np.arange(self.shape[0])[key[0]]
-        with damage_told(repr(self.path)):
-            changed = Path(self.path).stat().st_mtime_ns
-        maps = (_cell(self.path, self.groups[k], changed) for k in np.atleast_1d(cells).tolist())
+        maps = (_cell(self.file, self.groups[k]) for k in np.atleast_1d(cells).tolist())
         parts = [cell._raw(key[1:]).astype(self.dtype, copy=False) for cell in maps]
         if not np.ndim(cells):
             return parts[0]
@@ -280,9 +277,9 @@ class CellsArray(StoredArray):
 
 
 @lru_cache(maxsize=32)
-def _cell(path: str, group: str, changed: int) -> CoolerArray:  # noqa: ARG001 # a part of the key
+def _cell(file: HDF5File, group: str) -> CoolerArray:
     """Return one of the cells that were read last: their indexes are large if taken together."""
-    return CoolerArray(path, group)
+    return CoolerArray(file, group)
 
 
 class CoolerBackendEntrypoint(ResolutionsEntrypoint):
@@ -301,7 +298,7 @@ class CoolerBackendEntrypoint(ResolutionsEntrypoint):
             return False
         path, _, group = os.fsdecode(filename_or_obj).partition("::")
         try:
-            return bool(h5py.is_hdf5(path) and coolers(path, "/" + group.strip("/")))
+            return bool(h5py.is_hdf5(path) and coolers(HDF5File(path), "/" + group.strip("/")))
         except (XloaderError, OSError, RuntimeError, KeyError):
             return False
 
@@ -310,8 +307,9 @@ class CoolerBackendEntrypoint(ResolutionsEntrypoint):
         self, filename_or_obj: str | os.PathLike[str]
     ) -> Mapping[str, dict[str, Any]]:  # numpydoc ignore=GL08
         path, _, group = os.fsdecode(filename_or_obj).partition("::")
-        with damage_told(repr(path)):
-            sizes = list(coolers(path, "/" + group.strip("/")))
+        file = HDF5File(path)
+        with file.reading():
+            sizes = list(coolers(file, "/" + group.strip("/")))
         return {"variable" if n is None else str(n): {"resolution": n} for n in sizes}
 
     @override
@@ -349,15 +347,16 @@ class CoolerBackendEntrypoint(ResolutionsEntrypoint):
             If it is not a cooler, or does not have this resolution.
         """
         path, _, group = os.fsdecode(filename_or_obj).partition("::")
-        with damage_told(repr(path)):
-            group = choose(path, "/" + group.strip("/"), resolution)
-            found = open_hdf5(path)[group]
-            if is_cells(path, group):
+        file = HDF5File(path)
+        with file.reading() as opened:
+            group = choose(file, "/" + group.strip("/"), resolution)
+            found = opened[group]
+            if is_cells(file, group):
                 label, cells = cells_labels(found)
                 groups = [f"{group}/{name}" for name in label["cell"]]
-                count: StoredArray = CellsArray(path, groups, *cells)
+                count: StoredArray = CellsArray(file, groups, *cells)
             else:
-                label, count = labels(found), CoolerArray(path, group)
+                label, count = labels(found), CoolerArray(file, group)
             ds = contacts_dataset(count, **label)
         dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables
         return ds.drop_vars(dropped or [], errors="ignore")

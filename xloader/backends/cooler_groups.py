@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from xloader.backends.hdf5 import open_hdf5, text
+from xloader.backends.hdf5 import HDF5File, text
 from xloader.errors import ReadError, SchemaError
 from xloader.schema import Column
 
@@ -57,14 +57,14 @@ def _is_cooler(group: Any) -> bool:
     )
 
 
-def choose(path: str, group: str, resolution: int | None) -> str:
+def choose(file: HDF5File, group: str, resolution: int | None) -> str:
     """
     Return the group of the one map that is asked for.
 
     Parameters
     ----------
-    path : str
-        Path of the file.
+    file : HDF5File
+        The file.
     group : str
         Where in the file to look.
     resolution : int or None
@@ -80,7 +80,7 @@ def choose(path: str, group: str, resolution: int | None) -> str:
     SchemaError
         If there is no map, none of this resolution, or more than one to choose from.
     """
-    found = coolers(path, group)
+    found = coolers(file, group)
     sizes = ", ".join(str(size) for size in found if size is not None)
     if resolution is None and len(found) == 1:
         return next(iter(found.values()))
@@ -89,27 +89,29 @@ def choose(path: str, group: str, resolution: int | None) -> str:
     if resolution is None:
         largest = max(size for size in found if size is not None)
         msg = (
-            f"{path!r} has {len(found)} resolutions ({sizes} bp) and none was asked for; "
+            f"{file.path!r} has {len(found)} resolutions ({sizes} bp) and none was asked for; "
             f"choose one, such as `resolution={largest}`"
         )
     elif None in found:
         msg = (
-            f"resolution {resolution} was asked of {path!r}, whose bins have no one size; "
+            f"resolution {resolution} was asked of {file.path!r}, whose bins have no one size; "
             "leave `resolution` out"
         )
     else:
-        msg = f"{path!r} has no resolution {resolution}; it has {sizes} (bp): choose one of them"
+        msg = (
+            f"{file.path!r} has no resolution {resolution}; it has {sizes} (bp): choose one of them"
+        )
     raise SchemaError(msg)
 
 
-def coolers(path: str, name: str) -> dict[int | None, str]:
+def coolers(file: HDF5File, name: str) -> dict[int | None, str]:
     """
     Find the coolers at or below a group.
 
     Parameters
     ----------
-    path : str
-        Path of the file.
+    file : HDF5File
+        The file.
     name : str
         Where in the file to look.
 
@@ -124,25 +126,25 @@ def coolers(path: str, name: str) -> dict[int | None, str]:
     SchemaError
         If there is none.
     """
-    file = open_hdf5(path)
-    group = file.get(name)
+    opened = file.handle
+    group = opened.get(name)
     if not isinstance(group, h5py.Group):
-        msg = f"{path!r} has no group {name!r}; at its root it has {sorted(file)}"
+        msg = f"{file.path!r} has no group {name!r}; at its root it has {sorted(opened)}"
         raise SchemaError(msg)
     if _is_cooler(group):
         return {_binsize(group): name}
     prefix = name.rstrip("/")
     cells = prefix if prefix.endswith("/cells") else f"{prefix}/cells"
-    if isinstance(file.get(cells), h5py.Group):
-        return {_binsize(_first_cell(file[cells])): cells}
+    if isinstance(opened.get(cells), h5py.Group):
+        return {_binsize(_first_cell(opened[cells])): cells}
     # resolutions/<bp>, or the numbered zoom levels of the files of 2016 and 2017
     folder = f"{prefix}/resolutions" if isinstance(group.get("resolutions"), h5py.Group) else name
-    levels = [f"{folder.rstrip('/')}/{k}" for k in file[folder] if k.isdecimal()]
-    found = {_binsize(file[level]): level for level in levels if _is_cooler(file[level])}
+    levels = [f"{folder.rstrip('/')}/{k}" for k in opened[folder] if k.isdecimal()]
+    found = {_binsize(opened[level]): level for level in levels if _is_cooler(opened[level])}
     if found:
         return dict(sorted(found.items(), key=lambda item: item[0] or 0))
     msg = (
-        f"{path!r} is HDF5 but no cooler: {name!r} has {sorted(group)}, a cooler has "
+        f"{file.path!r} is HDF5 but no cooler: {name!r} has {sorted(group)}, a cooler has "
         f"{sorted(_GROUPS)} or `resolutions`; open it with the engine for its own format"
     )
     raise SchemaError(msg)
@@ -163,14 +165,14 @@ def _first_cell(cells: h5py.Group) -> h5py.Group:
     return cells[next(iter(cells))]
 
 
-def is_cells(path: str, name: str) -> bool:
+def is_cells(file: HDF5File, name: str) -> bool:
     """
     Say whether a group that `coolers` found holds single cells.
 
     Parameters
     ----------
-    path : str
-        Path of the file.
+    file : HDF5File
+        The file.
     name : str
         Path of the group.
 
@@ -179,7 +181,7 @@ def is_cells(path: str, name: str) -> bool:
     bool
         False for one map.
     """
-    return not _is_cooler(open_hdf5(path)[name])
+    return not _is_cooler(file.handle[name])
 
 
 def _binsize(cooler: h5py.Group) -> int | None:

@@ -4,7 +4,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -15,56 +14,119 @@ from typing_extensions import override
 from xloader.arrays import Key, StoredArray
 from xloader.backends import hdf5_chunks
 from xloader.errors import ReadError, XloaderError
+from xloader.unchanged import Mark, Unchanged
 
 _MAX_OPEN = 32
-_handles: OrderedDict[tuple[int, str, int], h5py.File] = OrderedDict()
+_DAMAGE = OSError | RuntimeError | KeyError | UnicodeDecodeError
+_handles: OrderedDict[tuple[int, str, Mark], h5py.File] = OrderedDict()
 
 
-def open_hdf5(path: str) -> h5py.File:
+class HDF5File:
     """
-    Return this process's handle of an HDF5 file, opened for reading.
+    An HDF5 file as it is when this object is made; who reads it later gets that, or an error.
+
+    Holds no handle, so that it pickles and survives `fork`; each process opens the file once.
 
     Parameters
     ----------
     path : str
         Path of the file.
 
-    Returns
-    -------
-    h5py.File
-        Shared by all callers of this process; do not close it.
-
     Raises
     ------
     ReadError
-        If there is no such file, or it is not a whole HDF5 file.
+        If there is no such file.
     """
-    try:
-        changed = Path(path).stat().st_mtime_ns
-    except OSError as e:
-        msg = f"cannot read {path!r}: {e.strerror}; check the path"
-        raise ReadError(msg) from e
-    # keyed by process: a handle inherited through fork shares its file position with the parent
-    key = (os.getpid(), path, changed)
-    handle = _handles.get(key)
-    if handle is None:
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._then = Unchanged([path])
+
+    @property
+    def handle(self) -> h5py.File:
+        """
+        Return this process's handle, opened for reading.
+
+        Returns
+        -------
+        h5py.File
+            Shared by all callers of this process; do not close it.
+
+        Raises
+        ------
+        ReadError
+            If it is not a whole HDF5 file, or no more what it was.
+        """
+        mark = self._then.marks[self.path]
+        # keyed by process: a handle inherited through fork shares its file position with the parent
+        key = (os.getpid(), self.path, mark)
+        handle = _handles.get(key)
+        if handle is None:
+            _close(self.path)  # HDF5 would share what one of an earlier state remembers
+            try:
+                handle = h5py.File(self.path, "r")
+            except OSError as e:
+                self._require()
+                msg = (
+                    f"cannot read {self.path!r} ({mark[1]} bytes) as HDF5: it is truncated, damaged "
+                    f"or of another format ({e}); get a new copy of the file"
+                )
+                raise ReadError(msg) from e
+            self._require()
+            _handles[key] = handle
+            while len(_handles) > _MAX_OPEN:
+                _handles.popitem(last=False)
+        return handle
+
+    @contextmanager
+    def reading(self, name: str | None = None) -> Iterator[h5py.File]:
+        """
+        Read in the body; what h5py raises on damaged bytes, of several kinds, becomes a ReadError.
+
+        Parameters
+        ----------
+        name : str, optional
+            What is read, for the message. Default: the file.
+
+        Yields
+        ------
+        h5py.File
+            As `handle`.
+
+        Raises
+        ------
+        ReadError
+            If the body meets damage, or the file was replaced, changed or removed.
+        """
         try:
-            handle = h5py.File(path, "r")
-        except OSError as e:
-            msg = (
-                f"cannot read {path!r} ({Path(path).stat().st_size} bytes) as HDF5: it is truncated, "
-                f"damaged or of another format ({e}); get a new copy of the file"
-            )
+            yield self.handle
+        except Exception as e:
+            self._require()
+            if isinstance(e, XloaderError) or not isinstance(e, _DAMAGE):
+                raise
+            what = repr(self.path) if name is None else f"{name!r} of {self.path!r}"
+            msg = f"cannot read {what}: {e}; the file is truncated or damaged, get a new copy"
             raise ReadError(msg) from e
-        _handles[key] = handle
-        while len(_handles) > _MAX_OPEN:
-            _handles.popitem(last=False)
-    return handle
+        self._require()
+
+    def _require(self) -> None:
+        try:
+            self._then.require()
+        except ReadError:
+            _close(self.path)  # what it remembers may be of another state
+            raise
+
+
+def _close(path: str) -> None:
+    """Close a file that has changed, also for those that still read it."""
+    for key in [k for k in list(_handles) if k[:2] == (os.getpid(), path)]:
+        if handle := _handles.pop(key, None):
+            handle.close()
 
 
 def close_hdf5(path: str) -> None:
     """
-    Drop this process's handle of a file, so that it can be written; a later read opens it again.
+    Drop this process's handles of a file, so that it can be written.
 
     Parameters
     ----------
@@ -73,35 +135,6 @@ def close_hdf5(path: str) -> None:
     """
     for key in [k for k in list(_handles) if k[:2] == (os.getpid(), path)]:
         _handles.pop(key, None)
-
-
-@contextmanager
-def damage_told(what: str) -> Iterator[None]:
-    """
-    Turn what h5py raises on damaged bytes, of several kinds, into a ReadError.
-
-    Parameters
-    ----------
-    what : str
-        What is read, for the message.
-
-    Yields
-    ------
-    None
-        Errors of this package pass unchanged.
-
-    Raises
-    ------
-    ReadError
-        If the body meets damage.
-    """
-    try:
-        yield
-    except XloaderError:
-        raise
-    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as e:
-        msg = f"cannot read {what}: {e}; the file is truncated or damaged, get a new copy"
-        raise ReadError(msg) from e
 
 
 def text(value: Any) -> str:
@@ -121,14 +154,14 @@ def text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def read(path: str, name: str, key: Any = ()) -> npt.NDArray[Any]:
+def read(file: HDF5File, name: str, key: Any = ()) -> npt.NDArray[Any]:
     """
     Read a part of one HDF5 dataset.
 
     Parameters
     ----------
-    path : str
-        Path of the file.
+    file : HDF5File
+        The file.
     name : str
         Path of the dataset inside it.
     key : slice, tuple or int, optional
@@ -142,11 +175,11 @@ def read(path: str, name: str, key: Any = ()) -> npt.NDArray[Any]:
     Raises
     ------
     ReadError
-        If the bytes cannot be read or decoded.
+        If the bytes cannot be read or decoded, or the file is not what it was.
     """
     keys = key if isinstance(key, tuple) else (key,)
-    with damage_told(f"{name!r} of {path!r}"):
-        dataset = open_hdf5(path)[name]
+    with file.reading(name) as opened:
+        dataset = opened[name]
         box = _box_of(keys, dataset.shape) if hdf5_chunks.decodable(dataset) else None
         if box is None:
             return np.asarray(dataset[key])
@@ -155,15 +188,15 @@ def read(path: str, name: str, key: Any = ()) -> npt.NDArray[Any]:
 
 
 def read_ranges(
-    path: str, name: str, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
+    file: HDF5File, name: str, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
 ) -> npt.NDArray[Any]:
     """
     Read several ranges of a one-dimensional dataset; each of its chunks is decoded once.
 
     Parameters
     ----------
-    path : str
-        Path of the file.
+    file : HDF5File
+        The file.
     name : str
         Path of the dataset inside it.
     starts, stops : ndarray of int64, shape (m,)
@@ -177,10 +210,10 @@ def read_ranges(
     Raises
     ------
     ReadError
-        If the bytes cannot be read or decoded.
+        If the bytes cannot be read or decoded, or the file is not what it was.
     """
-    with damage_told(f"{name!r} of {path!r}"):
-        return hdf5_chunks.read_ranges(open_hdf5(path)[name], starts, stops)
+    with file.reading(name) as opened:
+        return hdf5_chunks.read_ranges(opened[name], starts, stops)
 
 
 def _box_of(keys: tuple[Any, ...], shape: tuple[int, ...]) -> list[tuple[int, int]] | None:
@@ -206,16 +239,16 @@ class HDF5Array(StoredArray):
 
     Parameters
     ----------
-    path : str
-        Path of the file.
+    file : HDF5File
+        The file.
     name : str
         Path of the dataset inside it.
     """
 
-    def __init__(self, path: str, name: str) -> None:
-        dataset = open_hdf5(path)[name]
+    def __init__(self, file: HDF5File, name: str) -> None:
+        dataset = file.handle[name]
         super().__init__(dataset.shape, dataset.dtype.newbyteorder("="))
-        self.path = path
+        self.file = file
         self.name = name
         self.chunks: tuple[int, ...] = dataset.chunks or super().unit
 
@@ -226,4 +259,4 @@ class HDF5Array(StoredArray):
 
     @override
     def _raw(self, key: Key) -> npt.NDArray[Any]:
-        return read(self.path, self.name, key).astype(self.dtype, copy=False)
+        return read(self.file, self.name, key).astype(self.dtype, copy=False)

@@ -51,6 +51,7 @@ class DataLoader(Resumable, torch.utils.data.DataLoader[Tensors]):
     def __init__(self, dataset: IterableDataset, **options: Any) -> None:
         super().__init__(dataset, **options)
         self._cursor = dataset.cursor
+        self._turn: object = None
         vars(self)["sampler"] = _EpochSetter(dataset.cursor)  # torch takes none for an iterable one
 
     @override
@@ -64,19 +65,37 @@ class DataLoader(Resumable, torch.utils.data.DataLoader[Tensors]):
             kept._shutdown_workers()
             self._iterator = None  # torch would wait for the dead one
         batches: Any = super().__iter__()
+        self._turn = turn = object()
+        stop = not self.persistent_workers
         try:
-            yield from self._cursor.follow(batches)
+            yield from self._cursor.follow(self._in_turn(batches, turn))
+        except KeyboardInterrupt:
+            stop = stop or self._turn is turn  # a terminal ends workers too, a little later
+            raise
         except Exception as e:
-            if self.num_workers and _is_of_dead(e, batches, stop=not self.persistent_workers):
+            stop = stop or self._turn is turn  # else the workers are another iteration's
+            if self.num_workers and stop and _is_of_dead(e, batches):
                 loader = self.dataset.loader
                 waited = name_batch(loader.ds, loader.plan, *self._cursor.position)
                 msg = f"a worker was killed ({e}); its memory may have been too much. Next were {waited}"
                 raise RuntimeError(msg) from e
             raise
         finally:
-            if self.num_workers and not self.persistent_workers:
-                # else a traceback keeps them, and torch waits 5 s for each
+            if self.num_workers and stop:
+                # else a traceback keeps them, and torch waits 5 s for each when that is garbage
                 batches._shutdown_workers()
+                self._iterator = None
+
+    def _in_turn(self, batches: Any, turn: object) -> Iterator[Tensors]:
+        """Take batches as long as no other iteration has the same workers."""
+        for batch in batches:
+            yield batch
+            if self.persistent_workers and self._turn is not turn:
+                msg = (
+                    "this iteration was overtaken by another one of the same loader: persistent "
+                    "workers serve one at a time; finish it first, or set persistent_workers=False"
+                )
+                raise PlanError(msg)
 
     @override
     def __len__(self) -> int:
@@ -91,13 +110,12 @@ class DataLoader(Resumable, torch.utils.data.DataLoader[Tensors]):
         return self.dataset.loader.position_of(state)
 
 
-def _is_of_dead(error: Exception, batches: Any, *, stop: bool) -> bool:
-    """Say whether an error comes of a worker that was killed; its end may be known later than that."""
+def _is_of_dead(error: Exception, batches: Any) -> bool:
+    """Stop workers and say whether an error comes of one that was killed; that may be known later."""
     if _KILLED in str(error):
         return True
     try:
-        if stop:
-            batches._shutdown_workers()
+        batches._shutdown_workers()
         # who asks a dead process for what it handed over meets any of these
         lost = isinstance(error, OSError | EOFError | RuntimeError)
         return _has_dead(batches, patience=int(lost))
