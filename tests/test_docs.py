@@ -13,8 +13,6 @@ DOCS = Path(__file__).parent.parent / "docs"
 CONTACTS = DOCS / "contacts.md"
 INTERNAL = {"Bins", "ContactBins", "Tensors", "best_workers", "boxes", "to_bins"}
 
-pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="not a checkout of the repository")
-
 
 @pytest.fixture
 def agg():
