@@ -188,7 +188,9 @@ def changing(name, workers, lose, sources, folder):
     if lose in (replace, overwrite):
         again = xt.make_loader(make(name, path), num_workers=0)
         assert len(check(name, again, factor=3)) == len(loader.plan.windows)
-    if name in ("h5ad", "cool"):
+    # HDF5 would share what it remembers of a file that was written over, while anybody holds that
+    if name in ("h5ad", "cool") and lose in (remove, replace):
+        path.unlink(missing_ok=True)
         copy(sources / f"{name} 1", path)  # with its time
         served.load_state_dict(served.state_dict())
         np.testing.assert_array_equal(

@@ -220,22 +220,24 @@ def test_convert__goes_on_where_it_was_stopped(kind, how, tmp_path, monkeypatch)
         pixels = pd.DataFrame({"bin1_id": pairs[:, 0], "bin2_id": pairs[:, 1], "count": 1})
         cooler.create_cooler(str(source), bins, pixels)
     else:
-        source = xl.simulate.cells(tmp_path / "a.h5ad", n_cells=4_000, n_genes=60)
+        source = xl.simulate.cells(tmp_path / "a.h5ad", n_cells=8_000, n_genes=60)
     options = {"memory_budget": "2MB", "shuffle": kind == "shuffled", "progress": False}
     options["memory_budget"] = "40MB" if kind == "contacts" else "2MB"
     script = textwrap.dedent("""
-        import os, signal, sys
+        import os, signal, sys, time
         import xloader as xl
         from xloader.store import rows_writer, writers
         left = 3
         def limited(real):
             def write(self, task, rung):
                 global left
+                if left <= 0:  # no more tasks are done while the signal is on its way
+                    time.sleep(2)
                 done = real(self, task, rung)
                 left -= 1
-                if left <= 0:
+                if left == 0:
                     os.kill(os.getpid(), getattr(signal, sys.argv[3]))
-                    import time; time.sleep(1)
+                    time.sleep(1)
                 return done
             return write
         for kind in (rows_writer.RowsWriter, writers.TilesWriter):
