@@ -210,7 +210,7 @@ def test_resolution__is_one_that_is_there(path):
 
 def test_region__outside_a_chromosome_is_refused(path):
     with pytest.raises(
-        SchemaError, match=r"map': region 'chrA:1-99,000' is not within .* 0-90,400"
+        SchemaError, match=r"map', view: region 'chrA:1-99,000' is not within .* 0-90,400"
     ):
         xl.open_contacts(path, resolution=1_000, view="chrA:1-99,000")
     ds = xl.open_contacts(path, resolution=1_000, view=["2:1-9", "chrE"])
