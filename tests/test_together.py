@@ -144,6 +144,43 @@ def test_balance__uses_the_vector_of_its_source():
         npt.assert_allclose(batch[name].values[0], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dim", ["channel", "replicate"])
+def test_stack__makes_channels_or_samples_of_sources(dim):
+    a, b = contacts(100, 1), contacts(100, 2)
+    both = {"one": a, "two": b}
+    windows = xl.windows.diagonal(size=16, stride=8)
+    stacked = transforms.stack("two", "one", into="x", dim=dim)
+    loader = xl.Loader(both, windows=windows, batch_size=4, transform=stacked)
+    plain_ = xl.Loader(both, windows=windows, batch_size=4)
+    batch, apart = loader[1], plain_[1]
+    assert batch.x.dims == ("sample", dim, "bin1", "bin2")
+    for name in both:
+        npt.assert_array_equal(batch.x.sel({dim: name}).values, apart[name].values)
+    assert batch[dim].values.tolist() == ["two", "one"]
+    assert set(batch.data_vars) == {"x"}
+    torch = pytest.importorskip("torch")
+    import xloader.torch as xt
+
+    tensors = next(iter(xt.make_loader(loader, num_workers=0)))
+    assert tensors["x"].shape == (4, 2, 16, 16)
+    assert torch.equal(tensors["x"][:, 1], torch.from_numpy(plain_[0]["one"].values))
+
+
+def test_stack__refuses_what_does_not_fit():
+    with pytest.raises(SchemaError, match="needs at least one variable, each once"):
+        transforms.stack("a", "a", into="x")
+    sources = {"fine": contacts(100), "coarse": contacts(400)}
+    windows = xl.windows.diagonal(size=16)
+    for transform, message in (
+        (transforms.stack("fine", "coarse", into="x"), "variables of one shape, not {'fine'"),
+        (transforms.stack("fine", into="coarse"), r"would make \['coarse'\]"),
+        (transforms.stack("fine", "no", into="x"), "needs .*'no'"),
+    ):
+        loader = xl.Loader(sources, windows=windows, batch_size=2, transform=transform)
+        with pytest.raises(SchemaError, match=message):
+            loader[0]
+
+
 @pytest.mark.parametrize("size", [100, 50, 400])
 def test_tracks__lie_on_both_axes(size):
     map_, signal = contacts(100, 1), track(size)

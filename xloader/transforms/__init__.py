@@ -6,6 +6,7 @@ from xloader.transforms.cells import normalize_total, select
 from xloader.transforms.distance import mask_diagonals, observed_over_expected, zscore
 from xloader.transforms.filters import adaptive_coarsegrain, interpolate, smooth
 from xloader.transforms.shapes import coarsen, crop, flip, from_upper_triangle, upper_triangle
+from xloader.transforms.stacking import stack
 from xloader.transforms.thinning import thin
 from xloader.transforms.values import clip, fill, log1p, scale
 
@@ -27,6 +28,7 @@ __all__ = [
     "scale",
     "select",
     "smooth",
+    "stack",
     "thin",
     "upper_triangle",
     "zscore",
