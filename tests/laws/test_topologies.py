@@ -54,7 +54,7 @@ def planned(kind, order, *, small=True, **options):
         ds, budget = cells(Rows(counts(101), 5), n=101), 6_000
         options = {"labels": ["cell_type"], **options}
     else:
-        ds, budget = contacts(chroms=(600, 300)), 160_000
+        ds, budget = contacts(chroms=(600, 300)), 90_000
         options = {"windows": xl.windows.diagonal(size=12, stride=8), **options}
     n = len(xl.Loader(ds, **{**options, "batch_size": 1}).plan.windows)
     made = {
