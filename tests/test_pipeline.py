@@ -54,6 +54,7 @@ class Source:
         self.fails = fails
 
     def gather(self, parts, epoch):
+        assert epoch == EPOCH
         if any(self.fails in ids for _, ids in parts):
             msg = f"sample {self.fails} is broken"
             raise OSError(msg)
