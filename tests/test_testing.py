@@ -254,7 +254,7 @@ ORDERS = {
     "epoch ignored": (lambda p, _: drawn(p.seed), "epochs 0 and 1, all 6 steps: the same .* follow"),
     "seed ignored": (lambda _, e: drawn(e), "epoch 0 of seeds 0 and 1, all 6 steps: the same .* follow"),
     "other each time": (lambda *_: drawn(next(CALLS)), r"epoch 0, step 0, .* samples \[.* instead of \["),
-    "rank": (lambda p, e: drawn(e, p.rank), r"epoch 0, step 1, .* \[2, .*\] times .* instead of \[1, "),
+    "rank": (lambda p, e: drawn(e, p.rank), r"epoch 0, step \d, rank 1 of 2: .* \[2, .*\] times .* instead of \[1, "),
     "world": (
         lambda p, e: drawn(e, p.world_size),
         r"epoch 0, step 0, 2 ranks and one process: samples \[.* instead of \[",
