@@ -288,6 +288,12 @@ def test_file_replaced_after_it_was_opened__is_read_anew(tmp_path):
     os.utime(path, ns=(1, 1))
     np.testing.assert_array_equal(first, matrix(1_000)[:50])
     np.testing.assert_array_equal(opened(path)["count"].values, matrix(1_000, seed=1))
+    for old in (ds, pickle.loads(pickle.dumps(ds))):
+        with pytest.raises(ReadError, match="one.hic' was replaced or changed after it was opened"):
+            old["count"].isel(bin1=slice(50, 100)).load()
+    path.unlink()
+    with pytest.raises(ReadError, match=r"one.hic'.* No such file"):
+        ds["count"].isel(bin1=slice(100, 150)).load()
 
 
 def test_convert__keeps_every_resolution(path, tmp_path):

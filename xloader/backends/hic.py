@@ -15,6 +15,7 @@ from xloader.backends.hic_process import ask
 from xloader.backends.resolutions import ResolutionsEntrypoint
 from xloader.errors import ReadError, SchemaError
 from xloader.schema import Column, contacts_dataset
+from xloader.unchanged import Unchanged
 
 Int64 = npt.NDArray[np.int64]
 
@@ -54,6 +55,7 @@ class HicArray(TileArray):
         super().__init__(n, dtype, TILE, symmetric=True)
         self.path = path
         self.resolution = resolution
+        self._then = Unchanged([path])
 
     @override
     def read_tiles(self, ij: Int64) -> npt.NDArray[Any]:  # numpydoc ignore=GL08
@@ -95,7 +97,8 @@ class HicArray(TileArray):
         (r0, c0), (r1, c1) = (low * t).tolist(), np.minimum(high * t, self.shape).tolist()
         what = f"bins {r0}-{r1} x {c0}-{c1} of {self.path!r} at {self.resolution:,} bp"
         request = {"path": self.path, "resolution": self.resolution, "dtype": self.dtype.name}
-        _, arrays = ask(what, ask="rectangle", box=[r0, r1, c0, c1], **request)
+        with self._then.reading():
+            _, arrays = ask(what, ask="rectangle", box=[r0, r1, c0, c1], **request)
         if not arrays:
             return None
         padded = np.zeros((high - low) * t, self.dtype)
