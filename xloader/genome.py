@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from xloader.errors import SchemaError
-from xloader.regions import bounds_of, is_file, read_table
+from xloader.regions import alike, bounds_of, is_file, read_table
 
 COLUMNS = ["chrom", "start", "end"]
 """Of a table of intervals: name, and bounds in bp, 0-based and half-open."""
@@ -87,7 +87,9 @@ def parse(region: Any, lengths: Mapping[str, int]) -> tuple[str, int, int]:
         return region, 0, lengths[region]
     name, low, high = bounds_of(region) or (region, 0, 0)
     if name not in lengths:
-        msg = f"no chromosome {name!r} (region {region!r}), and no such file; there are {list(lengths)}"
+        meant = alike(name, lengths)
+        hint = f"; {meant!r} may be meant" if meant else ""
+        msg = f"no chromosome {name!r} (region {region!r}), and no such file; there are {list(lengths)}{hint}"
         raise SchemaError(msg)
     if not low < high <= lengths[name]:
         msg = f"region {region!r} is not within {name!r}, which has 0-{lengths[name]:,} bp; choose a part of that"

@@ -211,3 +211,32 @@ def _checked(frame: pd.DataFrame, name: str, rows: list[str]) -> Table:
         start, end = bounds.astype(np.int64).T
         sides.append(Side(chrom.astype(str).to_numpy(object), start, end))
     return Table(name, tuple(sides), rows)
+
+
+def alike(name: str, known: Iterable[str]) -> str | None:
+    """
+    Return the chromosome that somebody may have meant.
+
+    Parameters
+    ----------
+    name : str
+        A name that is not known.
+    known : iterable of str
+        Names that are.
+
+    Returns
+    -------
+    str or None
+        None if there is nothing alike.
+
+    Examples
+    --------
+    >>> alike("chr1", ["1", "2", "MT"]), alike("chrM", ["1", "MT"]), alike("chr9", ["1"])
+    ('1', 'MT', None)
+    """
+    return next((k for k in known if _plain(k) == _plain(name)), None)
+
+
+def _plain(name: str) -> str:
+    short = name.lower().removeprefix("chr")
+    return "mt" if short == "m" else short

@@ -1,9 +1,9 @@
 """Signals along a genome (bigWig, bedGraph), as one value for each bin of a contact map."""
 
-import difflib
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from xloader import schema
 from xloader.axes import regions_of
 from xloader.errors import ReadError, SchemaError, XloaderWarning, warn
+from xloader.regions import alike
 
 Floats = npt.NDArray[np.float64]
 Means = Callable[[str, npt.NDArray[np.int64]], Floats]
@@ -133,10 +134,8 @@ def _tell_missing(file: Path, missing: list[str], names: list[str], there: list[
         f"{len(names)} chromosomes); it has {there[:8]}"
     )
     if len(missing) == len(names):
-        stem = names[0].removeprefix("chr")
-        alike = [c for c in there if c.removeprefix("chr") == stem]
-        alike = alike or difflib.get_close_matches(names[0], there, n=1)
-        hint = f"{names[0]!r} may be its {alike[0]!r}: " if alike else ""
+        meant = alike(names[0], there) or next(iter(get_close_matches(names[0], there)), None)
+        hint = f"{names[0]!r} may be its {meant!r}: " if meant else ""
         msg = f"{said}; {hint}name chromosomes of both alike, with assign_coords on the Dataset"
         raise SchemaError(msg)
     warn(f"{said}; their bins are NaN", XloaderWarning)

@@ -1,6 +1,6 @@
 """What shapes of windows know of a contact map: runs of bins along both axes, and values of bins."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,32 +88,3 @@ class ContactBins:
         """
         rows, columns = self.rows.regions, self.columns.regions
         return [(a, b) for a in rows for b in columns if a.name == b.name]
-
-
-def alike(name: str, known: Iterable[str]) -> str | None:
-    """
-    Return the chromosome that somebody may have meant.
-
-    Parameters
-    ----------
-    name : str
-        A name that is not known.
-    known : iterable of str
-        Names that are.
-
-    Returns
-    -------
-    str or None
-        None if there is nothing alike.
-
-    Examples
-    --------
-    >>> alike("chr1", ["1", "2", "MT"]), alike("chrM", ["1", "MT"]), alike("chr9", ["1"])
-    ('1', 'MT', None)
-    """
-    return next((k for k in known if _plain(k) == _plain(name)), None)
-
-
-def _plain(name: str) -> str:
-    short = name.lower().removeprefix("chr")
-    return "mt" if short == "m" else short

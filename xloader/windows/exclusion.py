@@ -10,8 +10,8 @@ from typing_extensions import override
 
 from xloader.axes import Drawn
 from xloader.errors import PlanError
-from xloader.regions import Table
-from xloader.windows.bins import Bins, ContactBins, alike
+from xloader.regions import Table, alike
+from xloader.windows.bins import Bins, ContactBins
 
 Floats = npt.NDArray[np.float64]
 

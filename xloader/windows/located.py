@@ -9,8 +9,8 @@ import pandas as pd
 
 from xloader.axes import Drawn, Int64, Region
 from xloader.errors import PlanError
-from xloader.regions import Side, Table
-from xloader.windows.bins import Bins, ContactBins, alike
+from xloader.regions import Side, Table, alike
+from xloader.windows.bins import Bins, ContactBins
 from xloader.windows.drawing import too_short
 from xloader.windows.lengths import Length, both_sides, to_bins
 

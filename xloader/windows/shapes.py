@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from xloader.axes import Drawn, Region, Windows, collect
 from xloader.errors import PlanError
-from xloader.regions import Table, read_table
-from xloader.windows.bins import ContactBins, Pair, alike
+from xloader.regions import Table, alike, read_table
+from xloader.windows.bins import ContactBins, Pair
 from xloader.windows.drawing import along_diagonal, by_length, lattice
 from xloader.windows.exclusion import Apart, Covered, Masked, Rule
 from xloader.windows.lengths import Length, both_sides, to_bins
