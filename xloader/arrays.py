@@ -38,6 +38,9 @@ class StoredArray(BackendArray):
     is_converted: bool = False
     """Whether it lies in a training store, which nothing is read faster from."""
 
+    beneath: tuple[Any, ...] = ()
+    """Arrays that it reads from and that are not ours, as xarray or dask hold them."""
+
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         self.shape = shape
         self.dtype = np.dtype(dtype)
@@ -79,6 +82,9 @@ class RowArray(StoredArray):
 
     by_column: bool = False
     """Whether columns are stored together, so that each read of some rows scans everything."""
+
+    is_counted: bool = True
+    """Whether `nnz_of` tells how many values there are; else there are at most as many."""
 
     _support = indexing.IndexingSupport.OUTER
 
@@ -173,7 +179,7 @@ class RowArray(StoredArray):
     @abstractmethod
     def nnz_of(self, starts: Int64, stops: Int64) -> Int64:
         """
-        Count the stored values of row ranges without reading them.
+        Count the stored values of row ranges without reading them, see `is_counted`.
 
         Parameters
         ----------

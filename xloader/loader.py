@@ -52,9 +52,9 @@ class Loader(Described):
 
     Parameters
     ----------
-    source : xarray.Dataset, mapping of str to xarray.Dataset, or xbatcher.BatchGenerator
-        What to read; several contact maps and tracks are put together by `xloader.merge`; the
-        windows of a generator are used as they are.
+    source : xarray.Dataset, list or mapping of str to xarray.Dataset, or xbatcher.BatchGenerator
+        What to read; several files of cells are put together by `xloader.concat`, and contact maps
+        and tracks by name by `xloader.merge`; the windows of a generator are used as they are.
     batch_size : int
         Samples per batch, on each rank.
     input_dims : mapping of str to int, optional

@@ -157,33 +157,69 @@ def take(
     CSRArray, shape (n, n_columns)
         All rows in order, columns sorted within each row.
     """
+    n_columns = parts[0][0].n_columns if wanted is None else wanted.n
+    return take_each([(p, rows, wanted) for p, rows in parts], dtype, n_columns, buffers)
+
+
+def take_each(
+    parts: Sequence[tuple[PackedRows, Int64, Panel | None]],
+    dtype: np.dtype[Any],
+    n_columns: int,
+    buffers: Buffers,
+) -> CSRArray:
+    """
+    Gather rows of matrices that do not have the same columns into one sparse array.
+
+    Parameters
+    ----------
+    parts : sequence of (PackedRows, ndarray of int64, Panel or None)
+        Which rows of what, and which of its columns; at least one part.
+    dtype : dtype
+        Type of the values.
+    n_columns : int
+        How many columns each part has, as its panel numbers them.
+    buffers : Buffers
+        Where memory comes from.
+
+    Returns
+    -------
+    CSRArray, shape (n, n_columns)
+        All rows in order, columns sorted within each row.
+    """
     from xloader.kernels import rows as kernels
 
-    found = [(p, rows, p.starts[rows], p.lengths[rows]) for p, rows in parts]
-    counts = [lengths for *_, lengths in found]
-    if wanted is not None:
-        counts = [np.empty_like(lengths) for lengths in counts]
-        for (p, rows, starts, lengths), n in zip(found, counts, strict=True):
+    found = [(p, rows, p.starts[rows], p.lengths[rows], wanted) for p, rows, wanted in parts]
+    counts = []
+    for p, rows, starts, lengths, wanted in found:
+        n = lengths
+        if wanted is not None:
+            n = np.empty_like(lengths)
             p._run(kernels.count, (p.columns, starts, lengths, wanted.place, n), lengths, rows)
+        counts.append(n)
     indptr = np.append(0, np.cumsum(np.concatenate(counts)))
-    n_columns = parts[0][0].n_columns
+    wide = max(n_columns, *(p.n_columns for p, *_ in found))
     data = buffers.empty((int(indptr[-1]),), compiled(dtype))
-    indices = buffers.empty(data.shape, np.int32 if n_columns < 2**31 else np.int64)
-    first = 0
-    for p, rows, starts, lengths in found:
+    indices = buffers.empty(data.shape, np.int32 if wide < 2**31 else np.int64)
+    first, falling = 0, []
+    for p, rows, starts, lengths, wanted in found:
         mine = indptr[first : first + len(starts) + 1]
-        first += len(starts)
         if wanted is None:
-            args = (p.values, p.columns, starts, mine, data, indices, n_columns)
+            args = (p.values, p.columns, starts, mine, data, indices, p.n_columns)
             p._run(kernels.copy, args, lengths, rows)
         else:
             chosen = (p.values, p.columns, starts, lengths, wanted.place, mine, data, indices)
             p._run(kernels.select, chosen, lengths, rows)
-    data = data.astype(dtype, copy=False)
-    if wanted is None:
-        return CSRArray(data, indices, indptr, (first, n_columns))
-    out = CSRArray(data, indices, indptr, (first, wanted.n))
-    return out if wanted.rising else out.sort_columns()
+            if not wanted.rising:
+                falling.append((first, first + len(starts)))
+        first += len(starts)
+    out = CSRArray(data.astype(dtype, copy=False), indices, indptr, (first, n_columns))
+    if len(falling) == len(found):
+        return out.sort_columns()
+    for a, b in falling:
+        here = slice(indptr[a], indptr[b])
+        rising = slice_rows(out, a, b).sort_columns()
+        out.data[here], out.indices[here] = rising.data, rising.indices
+    return out
 
 
 def take_dense(

@@ -16,6 +16,7 @@ from xloader import windows as win
 from xloader.axes import Region, Windows
 from xloader.contact_bins import chromosomes, contact_bins
 from xloader.errors import PlanError, SchemaError
+from xloader.joined import concat
 from xloader.orders import Asked, Custom, Sequential, Shuffled, Uniform
 from xloader.plan import Order, Remainder
 from xloader.source import Source
@@ -281,6 +282,17 @@ def codes(values: npt.NDArray[Any], categories: Sequence[Any]) -> npt.NDArray[np
     return np.fromiter((place.get(v, -1) for v in values.tolist()), np.int64, len(values))
 
 
+def _as_one(source: Any) -> Any:
+    """Put several sources together: cells below each other, contact maps side by side."""
+    if isinstance(source, list | tuple):
+        return concat(source)
+    if not isinstance(source, Mapping) or isinstance(source, xr.Dataset):
+        return source
+    is_path = [isinstance(s, str | os.PathLike) for s in source.values()]
+    kinds = {schema.kind(s) for s in source.values() if isinstance(s, xr.Dataset)}
+    return concat(source) if kinds == {"cells"} or (source and all(is_path)) else merge(source)
+
+
 def _as_dataset(source: Any) -> Any:
     """Give a DataArray the form that everything else has."""
     if not isinstance(source, xr.DataArray):
@@ -301,7 +313,7 @@ def draw_windows(
 
     Parameters
     ----------
-    source : xarray.Dataset, xarray.DataArray, mapping or xbatcher.BatchGenerator
+    source : xarray.Dataset, xarray.DataArray, list, mapping or xbatcher.BatchGenerator
         As the user gave it.
     input_dims, input_overlap : mapping of str to int or None
         In xbatcher's words.
@@ -324,8 +336,7 @@ def draw_windows(
     SchemaError
         If the source is no Dataset or lacks the labels of a contact map.
     """
-    if isinstance(source, Mapping) and not isinstance(source, xr.Dataset):
-        source = merge(source)
+    source = _as_one(source)
     ds, drawn = _draw(source, input_dims, input_overlap, windows, remainder, seed)
     return ds, link(ds, drawn)
 
