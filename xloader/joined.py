@@ -148,7 +148,7 @@ def _variable(
         msg = f"{key!r} has dimensions {sorted(map(str, dims))} in different datasets; rename it in one"
         raise SchemaError(msg)
     if "cell" not in first.dims:
-        touched = any(d in spaces for d in first.dims)
+        touched = any(d in spaces and not _is_same(spaces[str(d)]) for d in first.dims)
         alike = len(variables) == len(files) and _alike(variables.values())
         return first if alike and not touched else None
     if first.dims[0] != "cell" or any(d in spaces for d in first.dims[2:]):
@@ -167,6 +167,11 @@ def _variable(
     else:
         array, rows = _joined_dense(key, variables, files, space)
     return _opened(array, rows, first.dims, attrs, variables, files, name)
+
+
+def _is_same(space: Space) -> bool:
+    """Say whether all files have the same features in the same order."""
+    return all(np.array_equal(to, np.arange(len(space.names))) for to in space.to.values())
 
 
 def _alike(variables: Iterable[xr.Variable]) -> bool:
@@ -426,5 +431,7 @@ def _completed(
 
 
 def _unite(name: str, there: Mapping[str, xr.Variable], space: Space) -> Any:
+    if name.endswith("_column"):  # of a modality: numbers of its features
+        return np.arange(len(space.names)), {}
     pieces = [Piece(k, np.asarray(v.values), v.attrs, space.to[k]) for k, v in there.items()]
     return united(name, pieces, len(space.names))

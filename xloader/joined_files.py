@@ -169,12 +169,12 @@ def _names(sources: Sequence[Any]) -> list[str]:
         s.encoding.get("source") if isinstance(s, xr.Dataset) else os.fsdecode(s) for s in sources
     ]
     parts = [_parts(p) if p else (f"dataset{k}",) for k, p in enumerate(paths)]
-    depth = [1] * len(parts)
-    longest = max(map(len, parts))
-    for n in range(1, longest):
-        names = ["/".join(p[-d:]) for p, d in zip(parts, depth, strict=True)]
-        depth = [n + 1 if names.count(x) > 1 else d for x, d in zip(names, depth, strict=True)]
-    names, used = ["/".join(p[-d:]) for p, d in zip(parts, depth, strict=True)], set[str]()
+    distinct = dict.fromkeys(parts, 1)  # how many parts tell a path from others
+    for n in range(1, max(map(len, parts))):
+        short = [p[-d:] for p, d in distinct.items()]
+        for p, d in distinct.items():
+            distinct[p] = n + 1 if short.count(p[-d:]) > 1 else d
+    names, used = ["/".join(p[-distinct[p] :]) for p in parts], set[str]()
     for k, name in enumerate(names):  # the same file may be given twice
         free = (name, *(f"{name}-{i}" for i in range(2, len(names) + 1)))
         names[k] = next(x for x in free if x not in used)

@@ -276,7 +276,8 @@ class Loader(Described):
 
     @override
     def position_of(self, state: Mapping[str, Any]) -> tuple[int, int]:  # numpydoc ignore=GL08
-        return read_state(state, self.plan, self._identity())
+        names = self.ds.coords.get("dataset_name", ())
+        return read_state(state, self.plan, self._identity(), [str(n) for n in np.asarray(names)])
 
     def _identity(self) -> dict[str, str]:
         if self._fingerprints is None:
