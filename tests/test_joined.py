@@ -554,6 +554,43 @@ def test_torch__labels_and_workers(paths):
     assert sorted(ids.tolist()) == list(range(sum(SIZES.values())))
 
 
+def test_torch__workers_resume_where_the_files_were_left(paths):
+    torch = pytest.importorskip("torch")
+    import xloader.torch
+
+    def made():
+        return xloader.torch.make_loader(
+            paths, batch_size=8, shuffle=True, seed=4, layout="dense", num_workers=2
+        )
+
+    whole = made()
+    batches = [*whole, *whole]  # two epochs
+    n = len(whole)
+    stopped = made()
+    it = iter(stopped)
+    for _ in range(n // 2):
+        next(it)
+    state = json.loads(json.dumps(stopped.state_dict()))
+    del it
+    resumed = made()
+    resumed.load_state_dict(state)
+    rest = [*resumed, *resumed]
+    assert len(rest) == 2 * n - n // 2
+    for a, b in zip(batches[n // 2 :], rest, strict=True):
+        for name in a:
+            assert torch.equal(a[name], b[name])
+
+
+def test_loader__keeps_the_laws_over_several_files(paths):
+    loader = xl.Loader(paths, batch_size=6, shuffle=True, memory_budget="3MB", labels=["dataset"])
+    xl.testing.assert_covers(loader)
+    xl.testing.assert_equal_steps(loader)
+    xl.testing.assert_topology_free(loader)
+    xl.testing.assert_epochs_differ(loader)
+    xl.testing.assert_state_is_small(loader)
+    xl.testing.assert_resumes_everywhere(loader, worlds=(1, 2, 3), after=[0, 5], times=2)
+
+
 def test_open__a_file_that_changes_is_told_by_its_path(paths):
     loader = xl.Loader(paths, batch_size=8)
     changed = adata("b")
