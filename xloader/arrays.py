@@ -12,7 +12,7 @@ from xarray.core import indexing
 
 from xloader.buffers import Buffers
 from xloader.csr import CSRArray, concatenate
-from xloader.packed import PackedRows, pack
+from xloader.packed import PackedFiles, PackedRows, pack
 
 Key = tuple[int | slice, ...]
 Int64 = npt.NDArray[np.int64]
@@ -141,7 +141,7 @@ class RowArray(StoredArray):
         starts: Int64,
         stops: Int64,
         buffers: Buffers,  # noqa: ARG002 # for formats that decode into it
-    ) -> PackedRows:
+    ) -> PackedRows | PackedFiles:
         """
         Read several ranges of rows in the form that batches are gathered from.
 
@@ -154,7 +154,7 @@ class RowArray(StoredArray):
 
         Returns
         -------
-        PackedRows
+        PackedRows or PackedFiles
             The rows of all ranges in the given order.
         """
         return pack(self.read_ranges(starts, stops), f"`{self!r}`")

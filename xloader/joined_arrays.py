@@ -15,7 +15,7 @@ from xloader.arrays import Key, RowArray, StoredArray
 from xloader.buffers import Buffers
 from xloader.csr import CSRArray
 from xloader.errors import ReadError
-from xloader.packed import PackedRows, Panel, pack, ranges, take_each
+from xloader.packed import PackedFiles, PackedRows, Panel, pack, ranges, take
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
@@ -200,26 +200,31 @@ class JoinedRows(RowArray):
 
     def _read(
         self, k: int, starts: Int64, stops: Int64, buffers: Buffers
-    ) -> tuple[PackedRows, Int64]:
-        """Read rows of a file; return them and where each is, the last being an empty one."""
+    ) -> tuple[PackedRows, Panel | None, Int64]:
+        """Read rows of a file; return where their columns go, and where each row is: the last is empty."""
         part, n = self.parts[k], self.parts[k].array.shape[0]
         low, high = np.minimum(starts, n), np.minimum(stops, n)
         some = high > low
-        if not some.any():
-            packed = pack(_empty(part.array), part.name)
-        else:
+        packed: PackedRows | PackedFiles = pack(_empty(part.array), part.name)
+        if some.any():
             try:
                 packed = part.array.read_packed(low[some], high[some], buffers)
             except Exception as e:
                 e.add_note(f"while reading rows of dataset {part.name!r}")
                 raise
+        panel = part.panel
+        if isinstance(packed, PackedFiles) or (panel is not None and not panel.rising):
+            # put in order once, and not for each batch
+            every = np.arange(len(packed.lengths))
+            packed = pack(take([(packed, every)], part.array.dtype, panel, buffers), part.name)
+            panel = None
         _require_exact(packed.values, self.dtype, part.name)
         rows = ranges(starts, stops)
         at = np.full(len(rows), len(packed.starts))
         at[rows < n] = np.arange(len(packed.starts))
-        names = np.append(packed.rows, -1)
-        ends = (np.append(x, 0) for x in (packed.starts, packed.lengths))
-        return replace(packed, starts=next(ends), lengths=next(ends), rows=names), at
+        begins, lengths = (np.append(x, 0) for x in (packed.starts, packed.lengths))
+        names = np.append(rows[rows < n], -1)
+        return replace(packed, starts=begins, lengths=lengths, rows=names), panel, at
 
     @override
     def read_rows(self, start: int, stop: int) -> CSRArray:  # numpydoc ignore=GL08
@@ -227,30 +232,21 @@ class JoinedRows(RowArray):
 
     @override
     def read_ranges(self, starts: Int64, stops: Int64) -> CSRArray:  # numpydoc ignore=GL08
-        buffers = Buffers()
-        parts = [
-            (*self._read(k, a, b, buffers), self.parts[k].panel)
-            for k, a, b in self._pieces(starts, stops)
-        ]
-        if not parts:
-            return _empty(self)
-        return take_each(parts, self.dtype, self.shape[1], buffers)
+        packed = self.read_packed(starts, stops, Buffers())
+        return take([(packed, np.arange(len(packed.lengths)))], self.dtype, None, Buffers())
 
     @override
     def read_packed(
         self, starts: Int64, stops: Int64, buffers: Buffers
-    ) -> PackedRows:  # numpydoc ignore=GL08
-        rows, parts = ranges(starts, stops), []
-        for k, a, b in self._pieces(starts, stops):
-            packed, at = self._read(k, a, b, buffers)
-            parts.append((packed, at, self.parts[k].panel))
-        if len(parts) == 1 and parts[0][2] is None:
-            packed, at, _ = parts[0]
-            starts, lengths = packed.starts[at], packed.lengths[at]
-            return replace(packed, starts=starts, lengths=lengths, rows=packed.rows[at])
-        joined = take_each(parts, self.dtype, self.shape[1], buffers)
-        names = ", ".join(repr(self.parts[k].name) for k, _, _ in self._pieces(starts, stops))
-        return replace(pack(joined, f"datasets {names}"), rows=rows)
+    ) -> PackedFiles:  # numpydoc ignore=GL08
+        parts: list[tuple[PackedRows, Panel | None]] = []
+        of, at = [np.zeros(0, np.intp)], [np.zeros(0, np.int64)]
+        for k, low, high in self._pieces(starts, stops):
+            packed, panel, rows = self._read(k, low, high, buffers)
+            of.append(np.full(len(rows), len(parts)))
+            at.append(rows)
+            parts.append((packed, panel))
+        return PackedFiles(tuple(parts), np.concatenate(of), np.concatenate(at), self.shape[1])
 
     @override
     def nnz_of(self, starts: Int64, stops: Int64) -> Int64:  # numpydoc ignore=GL08
@@ -258,17 +254,21 @@ class JoinedRows(RowArray):
 
     @override
     def nbytes_of(self, starts: Int64, stops: Int64) -> Int64:  # numpydoc ignore=GL08
-        joined = self.nnz_of(starts, stops) * (self.dtype.itemsize + 4)
+        # what is put in order is there twice meanwhile
+        falling = [p.panel is not None and not p.panel.rising for p in self.parts]
+        joined = self._sum("nnz_of", starts, stops, falling) * (self.dtype.itemsize + 4)
         return self._sum("nbytes_of", starts, stops) + 2 * joined
 
-    def _sum(self, of: str, starts: Int64, stops: Int64) -> Int64:
-        """Add up what files say of their rows in each range."""
+    def _sum(
+        self, of: str, starts: Int64, stops: Int64, which: Sequence[bool] | None = None
+    ) -> Int64:
+        """Add up what files, or some of them, say of their rows in each range."""
         out = np.zeros(len(starts), np.int64)
-        for first, part in zip(self.firsts, self.parts, strict=False):
+        for k, (first, part) in enumerate(zip(self.firsts, self.parts, strict=False)):
             n = part.array.shape[0]
             low, high = (np.clip(x - first, 0, n) for x in (starts, stops))
             some = np.flatnonzero(high > low)
-            if len(some):
+            if len(some) and (which is None or which[k]):
                 out[some] += getattr(part.array, of)(low[some], high[some])
         return out
 
