@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xloader as xl
-from tests.doubles import Rows, cells, contacts, to_csr
+from tests.doubles import Rows, cells, cells_in, contacts, counts, to_csr
 from tests.sources import sparse
 from xloader import trace
 from xloader.csr import CSRArray
@@ -598,6 +598,32 @@ def test_open__a_file_that_changes_is_told_by_its_path(paths):
     replace(changed, paths[1])
     with pytest.raises(ReadError, match=r"b\.h5ad"):
         list(loader)
+
+
+@pytest.mark.parametrize("form", ["zarr", "zarr-dask"])
+def test_loader__chunks_that_vanish_are_no_zeros(tmp_path, form):
+    (tmp_path / "z").mkdir()
+    dense_ = cells_in(form, tmp_path / "z").drop_vars("loadings")
+    sources = {"zarr": dense_, "rows": cells(Rows(counts())).drop_vars("loadings")}
+    loader = xl.Loader(sources, batch_size=50, variables=["X"])
+    whole = np.concatenate([dense(b.X.data) for b in loader])
+    np.testing.assert_array_equal(whole, np.concatenate([counts(), counts()]))
+    loader = xl.Loader(sources, batch_size=50, variables=["X"])
+    for chunk in (tmp_path / "z" / "data.zarr" / "X" / "c").rglob("*"):
+        if chunk.is_file():
+            chunk.unlink()
+    with pytest.raises(ReadError, match=r"data\.zarr"):
+        list(loader)
+
+
+def test_concat__closes_what_it_opened(paths):
+    mine = xl.open_cells(paths[0])
+    closed = []
+    mine.set_close(lambda: closed.append("mine"))
+    ds = xl.concat([mine, paths[1]])
+    ds.close()
+    assert closed == []
+    assert ds.X.values.shape == (SIZES["a"] + SIZES["b"], 8)  # opened again where it is read
 
 
 @pytest.mark.parametrize(

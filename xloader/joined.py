@@ -26,6 +26,7 @@ from xloader.joined_arrays import (
 )
 from xloader.joined_files import CellFile, Space, few, files_of, spaces_of
 from xloader.joined_labels import Piece, shared_attrs, stacked, united
+from xloader.packed import Panel
 
 _OWN = ("dataset", "dataset_name")
 
@@ -109,7 +110,7 @@ def concat(
             f"{few(sorted([*left_out, *lost]))}; drop_vars() silences this"
         )
     ds = xr.Dataset(out, coords, shared_attrs(f.ds.attrs for f in files))
-    ds.set_close(partial(_close, [f.ds for f in files]))
+    ds.set_close(partial(_close, [f.ds for f in files if f.is_opened_here]))
     return schema.keep_labels(ds)
 
 
@@ -203,6 +204,7 @@ def _joined_rows(
     n = len(space.names)
     dtype = np.result_type(*(native(v.dtype) for v in variables.values()))
     parts: list[Rows] = []
+    known: dict[tuple[int, bytes], Panel] = {}
     wanted = []
     for f in files:
         variable = variables.get(f.name)
@@ -218,15 +220,12 @@ def _joined_rows(
         to = space.to[f.name] if f.name in variables else np.zeros(0, np.int64)
         columns = np.arange(array.shape[1]) if stored is None else stored
         panel = panel_of(columns, to, array.shape[1], n)
-        same = next((p.panel for p in parts if _equal(p.panel, panel)), panel)
-        parts.append(Rows(f.name, array, same))
+        if panel is not None:  # files with the same genes share it, also on the way to workers
+            panel = known.setdefault((array.shape[1], panel.place.tobytes()), panel)
+        parts.append(Rows(f.name, array, panel))
         wanted.append(rows)
     joined = JoinedRows(parts, n, dtype)
     return joined, _flat(wanted, joined.firsts)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return a is not None and b is not None and np.array_equal(a.place, b.place)
 
 
 def _nothing(n: int, dtype: np.dtype[Any]) -> xr.Variable:

@@ -30,6 +30,8 @@ class CellFile:
     """Names of the datasets that it holds: itself, or those it was joined from."""
     codes: Int64
     """Which of them each row is of."""
+    is_opened_here: bool
+    """Whether it was given as a path, so that nobody else closes it."""
 
     @property
     def rows(self) -> Int64:
@@ -75,9 +77,18 @@ def files_of(sources: Any) -> list[CellFile]:
         If sources are no cells, or names in one of them are not unique.
     """
     named = _named(sources)
-    for name, ds in named.items():
+    files: list[CellFile] = []
+    first, used = 0, set[str]()
+    for name, source in named.items():
+        is_path = not isinstance(source, xr.Dataset)
+        ds = open_cells(source) if is_path else source
         _check(name, ds)
-    return _files(named)
+        names, codes = _datasets_of(name, ds)
+        names = [x if x == name or x not in {*used, *named} else f"{name}/{x}" for x in names]
+        used.update(names)
+        files.append(CellFile(name, ds, first, names, codes, is_path))
+        first += ds.sizes["cell"]
+    return files
 
 
 def spaces_of(files: Sequence[CellFile], join: Any) -> dict[str, Space]:
@@ -134,8 +145,8 @@ def few(names: Sequence[Any], n: int = 8) -> str:
     return shown + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
-def _named(sources: Any) -> dict[str, xr.Dataset]:
-    """Open what is given, and name it."""
+def _named(sources: Any) -> dict[str, Any]:
+    """Name what is given."""
     if isinstance(sources, xr.Dataset | xr.DataArray | str | os.PathLike):
         msg = (
             f"several sources are joined, not one {type(sources).__name__}; give a list or a mapping, "
@@ -158,9 +169,7 @@ def _named(sources: Any) -> dict[str, xr.Dataset]:
     if wrong:
         msg = f"{wrong[0]!r} names a source; choose text, such as 'donor1'"
         raise SchemaError(msg)
-    names = keys or _names(given)
-    opened = [s if isinstance(s, xr.Dataset) else open_cells(s) for s in given]
-    return dict(zip(names, opened, strict=True))
+    return dict(zip(keys or _names(given), given, strict=True))
 
 
 def _names(sources: Sequence[Any]) -> list[str]:
@@ -217,24 +226,13 @@ def _features_of(ds: xr.Dataset) -> list[str]:
     return list(dict.fromkeys(str(d) for _, d in matrices if d in ds.indexes))
 
 
-def _files(named: Mapping[str, xr.Dataset]) -> list[CellFile]:
-    files: list[CellFile] = []
-    first, used = 0, set[str]()
-    for name, ds in named.items():
-        n = ds.sizes["cell"]
-        inner = ds.coords.get("dataset_name")
-        if inner is None or "dataset" not in ds.coords:
-            files.append(CellFile(name, ds, first, [name], np.zeros(n, np.int64)))
-        else:  # joined already
-            names = inner.to_numpy().astype(str).tolist()
-            codes = pd.Index(names, dtype=object).get_indexer(
-                ds["dataset"].to_numpy().astype(object)
-            )
-            names = [x if x not in {*used, *named} else f"{name}/{x}" for x in names]
-            files.append(CellFile(name, ds, first, names, codes.astype(np.int64)))
-        used.update(files[-1].datasets)
-        first += n
-    return files
+def _datasets_of(name: str, ds: xr.Dataset) -> tuple[list[str], Int64]:
+    """Return the datasets that a source holds, and which of them each cell is of."""
+    if "dataset_name" not in ds.coords or "dataset" not in ds.coords:
+        return [name], np.zeros(ds.sizes["cell"], np.int64)
+    names = ds["dataset_name"].to_numpy().astype(str).tolist()  # joined already
+    codes = pd.Index(names, dtype=object).get_indexer(ds["dataset"].to_numpy().astype(object))
+    return names, codes.astype(np.int64)
 
 
 def _space(dim: str, files: Sequence[CellFile], join: Any) -> Space:
