@@ -185,6 +185,8 @@ def test_loader__decodes_each_block_of_each_file_once():
         np.testing.assert_array_equal(dense(batch.X.data), whole[batch.sample_id.values])
     for k, v in x.items():
         assert sorted(log_of(sources[k])) == list(range(-(-len(v) // 8)))
+    # the second file begins with a block of its own, so that pools share none
+    assert trace.view(loader.ds.X.variable).index[0][[20, 21]].tolist() == [20, 24]
 
 
 def test_concat__honours_what_was_selected_before_and_after(paths):
