@@ -41,6 +41,8 @@ class Shift:
     """Places that each window may take, its own and those after it, at least 1, shape (n,)."""
     seed: int
     """Seed of the distances."""
+    step: int = 1
+    """Elements from one place to the next."""
 
     def of(self, ids: Int64, epoch: int) -> Int64:
         """
@@ -58,7 +60,7 @@ class Shift:
         ndarray of int64, shape (m,)
             In elements: a function of the seed, the epoch and the window alone.
         """
-        return below(ids, self.room[ids], key_of(_SHIFT, self.seed, epoch))
+        return below(ids, self.room[ids], key_of(_SHIFT, self.seed, epoch)) * self.step
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Windows:
     skipped: tuple[str, ...] = ()
     """Regions shorter than a window, left out by ``remainder="drop"``."""
     empty: tuple[str, ...] = ()
-    """Chromosomes, also of the file alone, in which no window lies."""
+    """Chromosomes of either axis in which no window lies."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Windows that were asked for and are not served, by reason."""
     shift: Shift | None = None
@@ -179,7 +181,7 @@ class Windows:
         first = self._starts(ids, epoch)
         if self.shift is None or epoch is not None:
             return (self._with_linked(first),) * 2
-        last = first + (self.shift.room[ids] - 1)[:, None]
+        last = first + ((self.shift.room[ids] - 1) * self.shift.step)[:, None]
         return self._with_linked(first), self._with_linked(last)
 
     def shown_of(self, ids: Int64, epoch: int | None = None) -> tuple[Int64, Int64]:

@@ -16,10 +16,11 @@ from xloader import windows as win
 from xloader.axes import Region, Windows
 from xloader.contact_bins import chromosomes, contact_bins
 from xloader.errors import PlanError, SchemaError
+from xloader.linking import link
 from xloader.orders import Asked, Custom, Sequential, Shuffled, Uniform
 from xloader.plan import Order, Remainder
 from xloader.source import Source
-from xloader.together import link, merge
+from xloader.together import merge
 from xloader.visits import Blocks, even_blocks, group
 from xloader.windows import Shape
 
@@ -327,7 +328,7 @@ def draw_windows(
     if isinstance(source, Mapping) and not isinstance(source, xr.Dataset):
         source = merge(source)
     ds, drawn = _draw(source, input_dims, input_overlap, windows, remainder, seed)
-    return ds, link(ds, drawn)
+    return ds, link(ds, drawn, remainder)
 
 
 def _draw(

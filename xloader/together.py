@@ -1,7 +1,6 @@
 """Several sources as one Dataset: the same windows over maps, resolutions and tracks of one genome."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -9,8 +8,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xloader import schema
-from xloader.axes import Int64, Windows
-from xloader.errors import PlanError, SchemaError
+from xloader.errors import SchemaError
 
 _SIDES = ("1", "2")
 
@@ -238,144 +236,3 @@ def _on(variable: xr.Variable, dims: Mapping[str, str]) -> xr.Variable:
     kept = variable.copy(deep=False).to_base_variable()
     kept.dims = tuple(dims.get(str(d), d) for d in variable.dims)
     return kept
-
-
-@dataclass(frozen=True)
-class _Link:
-    """Where bins of another resolution lie among those that windows are counted in."""
-
-    axis: int
-    """Which dimension of the windows."""
-    dim: str
-    """The dimension of the others."""
-    first: Int64
-    """The one that starts where each bin of the first source starts; -1 where none does."""
-    last: Int64
-    """The one that ends where it ends; -1 where none does."""
-
-
-def link(ds: xr.Dataset, windows: Windows) -> Windows:
-    """
-    Let windows cut the same base pairs out of bins of other resolutions.
-
-    Windows that were added to see the end of a chromosome are moved inward until they begin with
-    bins of every resolution; `uncovered` counts what they do not see then.
-
-    Parameters
-    ----------
-    ds : xarray.Dataset
-        What `merge` returned, or a selection of it.
-    windows : Windows
-        Windows along `bin1` and `bin2`.
-
-    Returns
-    -------
-    Windows
-        With the dimensions of the other resolutions; those that are shifted stay where there are whole
-        bins of each.
-
-    Raises
-    ------
-    PlanError
-        If a window does not begin and end with bins of each resolution.
-    """
-    links = [
-        _link(ds, axis, dim, other)
-        for axis, dim in enumerate(windows.dims)
-        for other in map(str, ds.dims)
-        if dim in ("bin1", "bin2") and other.endswith(f"_{dim}") and other not in windows.dims
-    ]
-    if not links:
-        return windows
-    aligned = _aligned(windows, links)
-    for each in links:
-        size = _common_size(ds, aligned, each)
-        aligned = _held(aligned, each, size)
-        aligned = aligned.with_linked(each.dim, each.axis, each.first, size)
-    return aligned
-
-
-def _link(ds: xr.Dataset, axis: int, dim: str, other: str) -> _Link:
-    prefix = other.removesuffix(dim)
-    names = [[f"{p}{c}{dim[-1]}" for c in ("chrom", "start", "end")] for p in ("", prefix)]
-    schema.require(ds, [*names[0], *names[1]], f"windows along {other!r}")
-    base, bins = ([ds[c].values for c in three] for three in names)
-    first, last = (_positions(bins[0], bins[k], base[0], base[k]) for k in (1, 2))
-    return _Link(axis, other, first, last)
-
-
-def _aligned(windows: Windows, links: Sequence[_Link]) -> Windows:
-    """Move windows that were added at the ends, so that they begin with bins of every resolution."""
-    if windows.starts is None or not windows.n_flush:
-        return windows
-    starts, uncovered = windows.starts.copy(), dict(windows.uncovered)
-    for axis, dim in enumerate(windows.dims):
-        begins = [each.first >= 0 for each in links if each.axis == axis]
-        if not begins:
-            continue
-        places = np.flatnonzero(np.logical_and.reduce(begins))
-        old = starts[-windows.n_flush :, axis]
-        at = np.searchsorted(places, old, side="right") - 1
-        new = np.where(at >= 0, places[np.maximum(at, 0)], old)
-        moved = dict(zip(old.tolist(), (old - new).tolist(), strict=True))
-        starts[-windows.n_flush :, axis] = new
-        uncovered[dim] = uncovered.get(dim, 0) + sum(moved.values())
-    return replace(windows, starts=starts, uncovered=uncovered)
-
-
-def _common_size(ds: xr.Dataset, windows: Windows, link: _Link) -> int:
-    """Return how many bins of another resolution each window is."""
-    if windows.beyond is not None or (windows.shift is not None and (link.first < 0).any()):
-        msg = (
-            f"windows that are padded or shifted cannot cut whole bins of {link.dim!r}, which are larger; "
-            "leave out `shift`, or padding (remainder='keep'), or this source"
-        )
-        raise PlanError(msg)
-    first, stop = (x[:, link.axis] for x in windows.shown_of(np.arange(len(windows))))
-    begin, end = link.first[first], link.last[stop - 1]
-    if windows.shift is not None:
-        end = link.last[first + windows.size[link.axis] - 1]
-    lengths = np.where((begin >= 0) & (end >= 0), end - begin + 1, 0)
-    size = int(lengths.max(initial=0))
-    wrong = np.flatnonzero(lengths != size) if size else np.arange(len(first))
-    if len(wrong):
-        side, k = windows.dims[link.axis][-1], wrong[0]
-        chrom, low = (ds[f"{c}{side}"].values[first[k]] for c in ("chrom", "start"))
-        high = ds[f"end{side}"].values[stop[k] - 1]
-        msg = (
-            f"{len(wrong)} of {len(windows)} windows do not begin and end with whole bins of "
-            f"{link.dim!r}, the first along 'bin{side}' is {chrom}:{low:,}-{high:,}; choose a size and "
-            "stride that are whole bins of every resolution, and remainder='drop', which adds no window "
-            "at the end of a chromosome"
-        )
-        raise PlanError(msg)
-    return size
-
-
-def _held(windows: Windows, link: _Link, size: int) -> Windows:
-    """Let no window move to where bins are cut off, such as the last of a chromosome."""
-    if windows.shift is None:
-        return windows
-    starts = windows.starts_of(np.arange(len(windows)))[:, link.axis]
-    n = len(link.first) - windows.size[link.axis] + 1
-    short = np.flatnonzero(link.last[-n:] - link.first[:n] + 1 != size)
-    nearest = np.append(short, n)[np.searchsorted(short, starts)]
-    room = np.minimum(windows.shift.room, nearest - starts)
-    return replace(windows, shift=replace(windows.shift, room=room))
-
-
-def _positions(
-    chrom: npt.NDArray[Any],
-    edge: npt.NDArray[Any],
-    asked_chrom: npt.NDArray[Any],
-    asked_edge: npt.NDArray[Any],
-) -> Int64:
-    """Return the position of the bin with the same edge, -1 where there is none."""
-    codes = {c: k for k, c in enumerate(dict.fromkeys(chrom.tolist()))}
-    span = int(max(edge.max(), asked_edge.max())) + 1
-    keys = np.array([codes[c] for c in chrom.tolist()], np.int64) * span + edge
-    asked = np.array([codes.get(c, -1) for c in asked_chrom.tolist()], np.int64)
-    wanted = asked * span + asked_edge
-    order = np.argsort(keys, kind="stable")
-    at = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)]
-    return np.where((keys[at] == wanted) & (asked >= 0), at, -1)
