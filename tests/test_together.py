@@ -289,6 +289,7 @@ def test_windows_at_ends__begin_with_bins_of_every_resolution(windows):
                 seen[side].update(batch[f"bin{side}"].values[k].tolist())
     n = len(bins(100, lengths)[0])
     assert loader.plan.windows.n_flush > 0
+    assert len(np.unique(loader.plan.windows.starts, axis=0)) == len(loader.plan.windows)
     uncovered = loader.plan.windows.uncovered
     assert (uncovered["bin1"], uncovered["bin2"]) == (n - len(seen["1"]), n - len(seen["2"]))
     assert uncovered["bin1"] > 0
@@ -335,7 +336,7 @@ def test_shifted_windows__move_by_whole_bins_of_coarser_sources(remainder):
         "four": contacts(400, 2, lengths),
         "six": contacts(600, 3, lengths),
     }
-    shape = xl.windows.diagonal(size=24, stride=12, shift=30)
+    shape = xl.windows.diagonal(size=24, stride=36, shift=30)
     loader = xl.Loader(sources, windows=shape, batch_size=4, remainder=remainder, seed=1)
     starts, _ = seen_by(loader, sources, 12)
     # 1,200 bp are whole bins of both; a shift of 30 bins leaves room for 0, 1 or 2 such steps
