@@ -223,9 +223,10 @@ def vocabularies(ds: xr.Dataset, labels: Sequence[str], windows: Windows) -> dic
         msg = f"labels={labels!r} is one name; write labels=[{labels!r}]"
         raise SchemaError(msg)
     categories = {}
+    single = {(d,) for d in windows.points}
     for name in labels:
-        if name not in ds.coords or ds[name].dims != windows.dims[:1] or not windows.by_row:
-            there = [str(c) for c in ds.coords if ds[c].dims == windows.dims[:1]]
+        if name not in ds.coords or ds[name].dims not in single:
+            there = [str(c) for c in ds.coords if ds[c].dims in single]
             msg = f"label {name!r} is no coordinate of single samples; there are {sorted(there)}"
             raise SchemaError(msg)
         known = ds[name].attrs.get("categories")

@@ -56,7 +56,10 @@ class Reader(ABC):
         self.size = tuple(
             n if a is None else windows.size[a] for n, a in zip(self.shape, self.axes, strict=True)
         )
-        self.by_row = windows.by_row
+        # nothing but rows: no other dimension is cut
+        self.is_rows = self.dims[0] in windows.points and not any(
+            a is not None for a in self.axes[1:]
+        )
         self.advice: str | None = None
         self._seconds = 0.0
         self._n_read = 0
