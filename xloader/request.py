@@ -13,6 +13,7 @@ import xarray as xr
 
 from xloader import axes, schema, selectors
 from xloader import windows as win
+from xloader.alignment import is_aligned, link_cells
 from xloader.axes import Region, Windows
 from xloader.contact_bins import chromosomes, contact_bins
 from xloader.errors import PlanError, SchemaError
@@ -23,6 +24,8 @@ from xloader.source import Source
 from xloader.together import merge
 from xloader.visits import Blocks, even_blocks, group
 from xloader.windows import Shape
+
+_EACH_CELL = {"cell": 1}
 
 
 def resolve_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -329,7 +332,15 @@ def draw_windows(
     if isinstance(source, Mapping) and not isinstance(source, xr.Dataset):
         source = merge(source)
     ds, drawn = _draw(source, input_dims, input_overlap, windows, remainder, seed)
-    return ds, link(ds, drawn, remainder)
+    drawn = link(ds, drawn, remainder)
+    if windows is not None and _by_cell(ds, input_dims):
+        drawn = drawn.crossed("cell", ds.sizes["cell"])
+    return ds, link_cells(ds, drawn)
+
+
+def _by_cell(ds: xr.Dataset, input_dims: Mapping[str, int] | None) -> bool:
+    """Say whether contact windows are cut of each single cell, not of all at once."""
+    return input_dims == _EACH_CELL or is_aligned(ds)
 
 
 def _draw(
@@ -358,8 +369,12 @@ def _draw(
         msg = f"the selection is empty along {empty}: {dict(source.sizes)}; select something"
         raise PlanError(msg)
     if windows is not None:
-        if given != ["windows"] or input_overlap is not None:
-            msg = "`windows` and `input_dims`/`input_overlap` both say where windows lie; give one"
+        each = input_dims == _EACH_CELL and "cell" in source.dims
+        if (given != ["windows"] and not each) or input_overlap is not None:
+            msg = (
+                "`windows` and `input_dims`/`input_overlap` both say where windows lie; give one, or "
+                "beside `windows`, for maps of single cells, input_dims={'cell': 1}"
+            )
             raise PlanError(msg)
         asked: object = windows
         if not isinstance(asked, Shape):
@@ -376,7 +391,7 @@ def _draw(
                 "of everything, or for contacts `windows=xl.windows.diagonal(size=...)`"
             )
             raise PlanError(msg)
-        input_dims = {"cell": 1}
+        input_dims = _EACH_CELL
     return source, _xbatcher_windows(source, input_dims, input_overlap or {}, remainder)
 
 

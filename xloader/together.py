@@ -1,4 +1,4 @@
-"""Several sources as one Dataset: the same windows over maps, resolutions and tracks of one genome."""
+"""Several sources as one Dataset: maps, resolutions and tracks of one genome, and the same single cells."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -8,6 +8,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xloader import schema
+from xloader.alignment import align, on_dims
 from xloader.errors import SchemaError
 
 _SIDES = ("1", "2")
@@ -19,18 +20,25 @@ def merge(
     """
     Put contact maps and tracks of one genome into one Dataset, so that windows cut all of them.
 
-    Windows are counted in bins of the first source. A source with the same bins shares its
+    Windows are counted in bins of the first map. A source with the same bins shares its
     dimensions; one of another resolution brings its own, ``<name>_bin1`` and ``<name>_bin2``, and
     the Loader cuts the same base pairs out of it.
+
+    Sources of single cells go together by the names of their cells: `cell` is the union, a source
+    of other cells has its own dimension, ``<name>_cell``, and ``<name>_present (cell)`` says which of all it has. The
+    Loader serves each cell with what every source has of it: an empty row, NaN, or zero in whole
+    numbers, where that is nothing. Of maps of single cells it serves each window of each cell.
 
     Parameters
     ----------
     sources : mapping of str to xarray.Dataset
-        Contact maps (dimensions `bin1`, `bin2`) and tracks (`bin1` alone), by the name that their
-        values get: the only variable of a source is called like it, others ``<name>_<variable>``,
-        balancing vectors ``<name>_<vector>1``, and tracks ``<name>1`` and ``<name>2``.
+        Contact maps (dimensions `bin1`, `bin2`), tracks (`bin1` alone) and cells (`cell`), by the name that
+        their values get: the only variable of a source is called like it, others ``<name>_<variable>``,
+        balancing vectors ``<name>_<vector>1``, tracks ``<name>1`` and ``<name>2``, and labels of cells
+        ``<name>_<label>``.
     join : {"exact", "inner"}, optional
-        What becomes of chromosomes that a source lacks: refused, or left out of all.
+        What becomes of chromosomes that a source lacks: refused, or left out of all; ``"inner"`` also
+        leaves out cells that a source lacks.
 
     Returns
     -------
@@ -41,7 +49,8 @@ def merge(
     Raises
     ------
     SchemaError
-        If chromosomes or their lengths differ, or bins of one source do not lie on those of another.
+        If chromosomes or their lengths differ, bins of one source do not lie on those of another, or
+        names of cells are missing, doubled, or strangers to each other.
 
     Examples
     --------
@@ -61,6 +70,52 @@ def merge(
         raise SchemaError(msg)
     for name, ds in sources.items():
         _check(name, ds)
+    aligned, cells = align(sources, join)
+    maps = {name: ds for name, ds in aligned.items() if "bin1" in ds.dims}
+    out = _of_one_genome(maps, join) if maps else xr.Dataset()
+    for name, ds in aligned.items():
+        if name not in maps:
+            variables = {_name_of(name, ds, k): v.variable for k, v in ds.data_vars.items()}
+            coords = {
+                _free(out, name, str(k), v.variable): v.variable for k, v in ds.coords.items()
+            }
+            out = _with(out, name, variables, coords)
+    return _with(out, "cells", {}, cells) if cells else out
+
+
+def _name_of(source: str, ds: xr.Dataset, variable: Any) -> str:
+    """Return what a variable of a source is called among others."""
+    return source if len(ds.data_vars) == 1 else f"{source}_{variable}"
+
+
+def _free(out: xr.Dataset, source: str, name: str, values: xr.Variable) -> str:
+    """Return what labels of features are called where others may have the same name."""
+    there = out.variables.get(name)
+    free = there is None or there.identical(values)  # type: ignore[no-untyped-call]
+    return name if free or name in values.dims else f"{source}_{name}"
+
+
+def _with(
+    out: xr.Dataset,
+    name: str,
+    variables: Mapping[str, xr.Variable],
+    coords: Mapping[str, xr.Variable],
+) -> xr.Dataset:
+    """Add what a source brings."""
+    new = {
+        k: v
+        for k, v in coords.items()
+        if k not in out.coords or not out.variables[k].identical(v)  # type: ignore[no-untyped-call]
+    }
+    taken = sorted((set(variables) | set(new)) & set(map(str, out.variables)))
+    if taken:
+        msg = f"{name!r} brings {taken}, which another source has; give it another name"
+        raise SchemaError(msg)
+    return schema.keep_labels(out.assign_coords(new).assign(variables))
+
+
+def _of_one_genome(sources: Mapping[str, xr.Dataset], join: str) -> xr.Dataset:
+    """Merge contact maps and tracks."""
     common, left_out = _common(sources, join)
     chosen = {name: _of_chromosomes(ds, common) for name, ds in sources.items()}
     first = next(iter(chosen))
@@ -80,12 +135,7 @@ def merge(
         same = _same_bins(base, ds)
         if not same:
             _check_sizes(first, base, name, ds)
-        variables, coords = _renamed(name, ds, own_bins=not same)
-        taken = sorted((set(variables) | set(coords)) & set(map(str, out.variables)))
-        if taken:
-            msg = f"{name!r} brings {taken}, which another source has; give it another name"
-            raise SchemaError(msg)
-        out = schema.keep_labels(out.assign_coords(coords).assign(variables))
+        out = _with(out, name, *_renamed(name, ds, own_bins=not same))
     if any(ds.attrs.get("storage_mode") == "square" for ds in chosen.values()):
         out.attrs["storage_mode"] = "square"
     if left_out:
@@ -100,6 +150,8 @@ def _check(name: Any, ds: Any) -> None:
     if not isinstance(ds, xr.Dataset):
         msg = f"{name!r} is {type(ds).__name__}; open it with xl.open_contacts or xl.open_track"
         raise SchemaError(msg)
+    if "cell" in ds.dims and "bin1" not in ds.dims:
+        return
     schema.require(ds, ["chrom1", "start1", "end1"], f"source {name!r}")
     for side in _SIDES:
         if f"bin{side}" in ds.dims:
@@ -211,28 +263,19 @@ def _renamed(
             stem = str(key).removesuffix(side)
             if stem in ("bin", "chrom", "start", "end") and not own_bins:
                 continue
-            renamed = coords[f"{prefix}{stem}{source_side}"] = _on(v.variable, dims)
+            renamed = coords[f"{prefix}{stem}{source_side}"] = on_dims(v.variable, dims)
             if "divisive" in v.attrs:  # what statistics of the source call it
                 renamed.attrs = {**v.attrs, "source_name": stem}
             if stem == "bin":
                 renamed.attrs = {**v.attrs, "binsize": ds.attrs.get("binsize")}
         if is_track:
             for key, v in ds.data_vars.items():
-                new = name if len(ds.data_vars) == 1 else f"{prefix}{key}"
-                variables[f"{new}{source_side}"] = _on(v.variable, dims)
+                variables[f"{_name_of(name, ds, key)}{source_side}"] = on_dims(v.variable, dims)
     if not is_track:
         dims = {f"bin{s}": f"{prefix}bin{s}" for s in _SIDES} if own_bins else {}
         for key, v in ds.data_vars.items():
-            new = name if len(ds.data_vars) == 1 else f"{prefix}{key}"
-            variables[new] = _on(v.variable, dims)
+            variables[_name_of(name, ds, key)] = on_dims(v.variable, dims)
         for key, v in ds.coords.items():
             if not set(v.dims) & {"bin1", "bin2"} and v.dims:
                 coords[str(key)] = v.variable
     return variables, coords
-
-
-def _on(variable: xr.Variable, dims: Mapping[str, str]) -> xr.Variable:
-    """Return a variable with other names of dimensions."""
-    kept = variable.copy(deep=False).to_base_variable()
-    kept.dims = tuple(dims.get(str(d), d) for d in variable.dims)
-    return kept

@@ -49,11 +49,8 @@ def make_reader(
     variable = ds.variables[name]
     view = trace.view(variable)
     if view is not None and isinstance(view.array, RowArray):
-        if (
-            variable.dims[0] in windows.points
-            and variable.dims[1] not in windows.dims
-            and _distinct(view.index[1])
-        ):
+        is_row = variable.dims[0] in windows.points and variable.dims[1] not in windows.dims
+        if is_row and _distinct(view.index[1]):
             dense = layout == "dense"
             return RowReader(variable, windows, view.array, view.index, dense=dense)
     if view is not None and isinstance(view.array, TileArray):
