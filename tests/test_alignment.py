@@ -98,7 +98,8 @@ def test_inner__keeps_the_cells_of_all():
 def test_selection_of_cells__chooses_them_in_every_source():
     rna, maps = expression(RNA), single_cells(MAPS)
     merged = xl.merge({"rna": rna[0], "contacts": maps[0]})
-    both = merged.isel(cell=np.flatnonzero(merged.rna_present & merged.contacts_present))
+    assert merged.rna_kind.dims == ("cell",)
+    both = merged.query(cell="rna_present and contacts_present")
     loader = xl.Loader(both, windows=xl.windows.diagonal(size=8), batch_size=5)
     names = [name for batch in loader for name in check_batch(batch, rna, maps)]
     assert set(names) == {"c2", "c3", "c4"}
@@ -164,6 +165,8 @@ def test_what_does_not_go_together__is_told():
         SchemaError, match=r"no cell of 'contacts' is in the sources before it.*'c7-1'"
     ):
         xl.merge({"rna": rna, "contacts": strangers})
+    with pytest.raises(SchemaError, match="'gene', like one of their dimensions .*another name"):
+        xl.merge({"gene": rna, "contacts": maps})
     twice = rna.isel(cell=[0, 1, 1])
     with pytest.raises(SchemaError, match=r"1 cells of source 'rna' have the same name.*\['c1'\]"):
         xl.merge({"rna": twice, "contacts": maps})

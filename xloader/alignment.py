@@ -11,6 +11,7 @@ import xarray as xr
 from xloader import schema
 from xloader.axes import Windows
 from xloader.errors import SchemaError
+from xloader.padding import nothing
 
 _SHOWN = 3
 
@@ -33,7 +34,8 @@ def align(
     -------
     aligned : dict of str to xarray.Dataset
         A source whose cells are all cells, in the same order, keeps its `cell`, without labels; another
-        one has a dimension ``<name>_cell`` with labels. Coordinates of cells are called ``<name>_<coordinate>``.
+        one has a dimension ``<name>_cell`` with labels. Coordinates of cells are called
+        ``<name>_<coordinate>`` and lie along `cell`, with NaN, NaT or None where the source lacks a cell.
     coords : dict of str to xarray.Variable
         `cell` and, of each source, ``<name>_present (cell)``; nothing if not several have cells.
 
@@ -67,7 +69,7 @@ def align(
         dims = {} if same else {"cell": f"{name}_cell"}
         beside = [sources[other] for other in having if other != name]
         dims |= {str(d): f"{name}_{d}" for d in ds.dims if _clashes(ds, str(d), beside)}
-        aligned[name] = _renamed(name, ds, dims)
+        aligned[name] = _renamed(name, ds, dims, everything)
         coords[f"{name}_present"] = xr.Variable("cell", everything.isin(labels))
     return aligned, coords
 
@@ -99,16 +101,34 @@ def _clashes(ds: xr.Dataset, dim: str, others: Sequence[xr.Dataset]) -> bool:
     )
 
 
-def _renamed(name: str, ds: xr.Dataset, dims: Mapping[str, str]) -> xr.Dataset:
+def _renamed(
+    name: str, ds: xr.Dataset, dims: Mapping[str, str], everything: "pd.Index[Any]"
+) -> xr.Dataset:
     """Return a source with names of its own for its dimensions, and for labels of cells and features."""
     variables = {str(k): on_dims(v.variable, dims) for k, v in ds.data_vars.items()}
     coords = {}
+    at = _labels(name, ds).get_indexer(everything)
     for key, v in ds.coords.items():
         if key == "cell" and "cell" not in dims:
             continue
         own = v.dims == ("cell",) or not dims.keys().isdisjoint(map(str, v.dims))
-        coords[f"{name}_{key}" if own else str(key)] = on_dims(v.variable, dims)
+        new = f"{name}_{key}" if own else str(key)
+        if v.dims == ("cell",) and "cell" in dims and key not in ("cell", "row"):
+            coords[new] = xr.Variable("cell", _taken(v.values, at), v.attrs)
+        else:
+            coords[new] = on_dims(v.variable, dims)
     return schema.keep_labels(xr.Dataset(variables, coords, ds.attrs))
+
+
+def _taken(values: npt.NDArray[Any], at: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
+    """Return labels in another order, missing at -1."""
+    lacking = at < 0
+    if lacking.any() and values.dtype.kind not in "fcmM":
+        numbers = values.dtype.kind in "biu"
+        values = values.astype(np.float64 if numbers else object)
+    out: npt.NDArray[Any] = values[at]
+    out[lacking] = nothing(values.dtype)
+    return out
 
 
 def on_dims(variable: xr.Variable, dims: Mapping[str, str]) -> xr.Variable:

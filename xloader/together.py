@@ -102,6 +102,13 @@ def _with(
     coords: Mapping[str, xr.Variable],
 ) -> xr.Dataset:
     """Add what a source brings."""
+    clash = [k for k, v in variables.items() if k in v.dims]
+    if clash:
+        msg = (
+            f"the values of source {name!r} would be called {clash[0]!r}, like one of their dimensions "
+            f"{variables[clash[0]].dims}, which xarray does not allow; give the source another name"
+        )
+        raise SchemaError(msg)
     new = {
         k: v
         for k, v in coords.items()
