@@ -323,9 +323,9 @@ def test_remainder__is_counted_in_the_representation():
     keep = xl.Loader(
         ds.isel(bin1=slice(61), bin2=slice(61)), batch_size=5, windows=xl.windows.diagonal(size=16)
     )
-    assert "1 flush windows" in repr(keep)
+    assert repr(keep).endswith("keep; 1 flush window")
     drop = xl.Loader(ds, batch_size=2, windows=xl.windows.diagonal(size=16), remainder="drop")
-    assert "1 regions too short (chr2), 1 samples dropped" in repr(drop)
+    assert "1 region too short (chr2), 1 sample dropped" in repr(drop)
     assert "positions without a window" in repr(drop)
     assert "nothing left over" in repr(xl.Loader(cells(), batch_size=61))
 
