@@ -290,22 +290,6 @@ def test_categories__of_a_file_are_the_same_in_every_part_of_it():
         ]
 
 
-@pytest.mark.parametrize(
-    ("values", "vocabulary"),
-    [
-        (np.array(["b", None, "a"], object), ["a", "b"]),
-        (np.array(["b", np.nan, "a"], object), ["a", "b"]),
-        (np.array([2.0, np.nan, 1.0]), [1.0, 2.0]),
-        (np.array([True, False, True]), [False, True]),
-        (np.array(["y", "x", "y"]), ["x", "y"]),
-    ],
-    ids=["none", "nan", "float", "bool", "str"],
-)
-def test_categories__of_a_plain_coordinate_are_its_sorted_values(values, vocabulary):
-    ds = xr.Dataset({"x": ("cell", np.arange(3))}, {"label": ("cell", values)})
-    assert xl.Loader(ds, batch_size=2, labels=["label"]).categories == {"label": vocabulary}
-
-
 def test_padding__repeats_samples_and_says_so():
     loader = xl.Loader(cells(), batch_size=8, remainder="pad", shuffle=True)
     batches = epoch_of(loader)

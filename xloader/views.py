@@ -12,6 +12,7 @@ from typing_extensions import override
 from xloader import genome, schema
 from xloader.errors import PlanError, SchemaError
 from xloader.keyed import key_of, mixed
+from xloader.labels import with_vocabularies
 from xloader.leakage import check_leakage
 from xloader.planned import as_table, as_text
 
@@ -155,6 +156,7 @@ def split(
             raise PlanError(msg)
         sides = _contact_parts(source, wanted, folds, seed)
     elif kind == "cells":
+        source = with_vocabularies(source, "cell")
         sides = {"cell": _cell_parts(source, wanted, by, folds, seed)}
     else:
         msg = f"split() knows contact maps (bin1, bin2) and cells (cell), not {dict(source.sizes)}"
