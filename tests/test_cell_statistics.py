@@ -1,7 +1,6 @@
 """Statistics of cells: what numpy says of the whole array, in one pass that reads each block once."""
 
 import tracemalloc
-import warnings
 
 import numpy as np
 import numpy.testing as npt
@@ -13,9 +12,10 @@ from typing_extensions import override
 
 import xloader as xl
 from tests.doubles import CELLS, Rows, cells, cells_in, counts, to_csr
-from xloader.cell_statistics import Moments
+from tests.sources import saved
 from xloader.csr import CSRArray
 from xloader.errors import PlanError, SchemaError, StateError
+from xloader.moments import Moments
 
 
 def some(ds, **options):
@@ -29,7 +29,11 @@ def assert_equal(stats, x):
     npt.assert_allclose(stats["std"].values, x.std(axis=0, ddof=1), rtol=1e-12)
     npt.assert_array_equal(stats["n_detected"].values, (x != 0).sum(axis=0))
     npt.assert_allclose(stats["total"].values, x.sum(axis=1), rtol=1e-12)
-    npt.assert_allclose(stats["median_total"].values, np.median(x.sum(axis=1)), rtol=1e-12)
+    npt.assert_allclose(stats["variance"].values, x.var(axis=0, ddof=1), rtol=1e-12)
+    npt.assert_allclose(stats["detection_rate"].values, (x != 0).mean(axis=0), rtol=1e-12)
+    npt.assert_array_equal(stats["n_measured"].values, len(x))
+    totals = x.sum(axis=1)
+    npt.assert_allclose(stats["median_total"].values, np.median(totals[totals > 0]), rtol=1e-12)
 
 
 @pytest.mark.parametrize("form", CELLS)
@@ -51,18 +55,18 @@ def test_statistics__equal_numpy_in_every_form(form, tmp_path):
 def test_moments__of_parts_are_those_of_the_whole(lengths, shift, sparse):
     rng = np.random.default_rng(sum(lengths))
     parts = [(rng.random((n, 3)) < 0.5) * (rng.random((n, 3)) + shift) for n in lengths]
-    moments = Moments()
+    moments = Moments(3)
     for part in parts:
         moments.add(to_csr(part) if sparse else part)
     whole = np.concatenate(parts)
-    assert moments.n == len(whole)
+    npt.assert_array_equal(moments.n, len(whole))
     npt.assert_allclose(moments.mean, whole.mean(axis=0), rtol=1e-12)
     npt.assert_allclose(moments.squares, whole.var(axis=0) * len(whole), rtol=1e-9, atol=1e-9)
 
 
 def test_moments__keep_digits_where_means_are_large():
     x = 1e9 + np.array([[0.0], [1.0], [2.0], [3.0]])
-    moments = Moments()
+    moments = Moments(1)
     for row in x:
         moments.add(row[None])
     npt.assert_allclose(moments.squares, [5.0], rtol=1e-6)
@@ -160,14 +164,7 @@ def test_statistics__memory_stays_within_the_budget():
 def test_statistics__are_saved_and_checked(how, tmp_path):
     views = xl.split(cells(Rows(counts())), {"train": 0.7, "val": "rest"})
     stats = some(views["train"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # strings have no final place in zarr v3 yet
-        if how == "zarr":
-            stats.to_zarr(tmp_path / "stats.zarr", consolidated=False)
-            again = xr.open_zarr(tmp_path / "stats.zarr", consolidated=False).load()
-        else:
-            stats.to_netcdf(tmp_path / "stats.nc", engine="scipy")
-            again = xr.open_dataset(tmp_path / "stats.nc", engine="scipy").load()
+    again = saved(stats, how, tmp_path)
     for name in stats.variables:
         npt.assert_array_equal(again[name].values, stats[name].values)
     xl.check_statistics(again, xl.Loader(views["train"], batch_size=4))
