@@ -420,6 +420,19 @@ def test_cells__that_share_a_name_cannot_be_told_apart():
     with pytest.raises(SchemaError, match=r"2 names of cells occur more than once: \['a', 'b'\]"):
         xl.split(twice, {"a": 0.5})
     assert xl.split(twice, {"a": "d1"}, by="donor")["a"].sizes["cell"] > 0
+    # barcodes occur in several files: they are told by those too
+    joined = strata().assign_coords(
+        cell=[f"c{k}" for k in [*range(100), *range(100)]],
+        dataset=("cell", np.repeat(["one", "two"], 100)),
+    )
+    views = xl.split(joined, {"a": 0.5, "b": "rest"})
+    assert set(views["a"].cell.values) & set(views["b"].cell.values)
+    xl.check_leakage(views)
+    plain = {name: view.drop_vars("dataset") for name, view in views.items()}
+    with pytest.raises(PlanError, match="overlap in .* cells"):
+        xl.check_leakage(plain)
+    with pytest.raises(PlanError, match="overlap in .* cells"):
+        xl.check_leakage({"a": views["a"], "b": plain["b"]})
 
 
 @pytest.mark.parametrize("stratify", [None, "kind"])

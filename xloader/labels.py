@@ -18,6 +18,7 @@ Labels = Sequence[str] | Mapping[str, Sequence[Any] | None]
 _EXACT = 2**24
 """Whole numbers up to here are exact as float32."""
 _MANY = 4096
+_DATASETS = ("dataset", "cell_dataset")
 
 
 def resolve_labels(
@@ -228,3 +229,53 @@ def with_vocabularies(ds: xr.Dataset, dim: str) -> xr.Dataset:
                 told[name] = label.variable.copy(deep=False)
                 told[name].attrs = {**label.attrs, "categories": known}
     return ds.assign_coords(told)
+
+
+def cell_names(ds: xr.Dataset, *, of_dataset: bool) -> npt.NDArray[Any]:
+    """
+    Return what cells are told by: their names, with that of their dataset, as barcodes occur in several.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Cells, or statistics of cells.
+    of_dataset : bool
+        Whether the names of datasets count, see `has_datasets`.
+
+    Returns
+    -------
+    ndarray, shape (n_cells,)
+        Such as ``"file/AAAC-1"``.
+
+    Examples
+    --------
+    >>> ds = xr.Dataset(coords={"cell": ["a"], "dataset": ("cell", ["one"])})
+    >>> cell_names(ds, of_dataset=has_datasets(ds)).tolist()
+    ['one/a']
+    """
+    names = np.asarray(ds["cell"])
+    if not of_dataset:
+        return names
+    of = np.asarray(ds[next(c for c in _DATASETS if _along_cells(ds, c))])
+    return np.asarray(of.astype(str).astype(object) + "/" + names.astype(str).astype(object))
+
+
+def has_datasets(ds: xr.Dataset) -> bool:
+    """
+    Say whether cells know which of several joined datasets they are of.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Cells, or statistics of cells.
+
+    Returns
+    -------
+    bool
+        True if `dataset (cell)` is there, or `cell_dataset (cell)` of statistics.
+    """
+    return any(_along_cells(ds, c) for c in _DATASETS)
+
+
+def _along_cells(ds: xr.Dataset, name: str) -> bool:
+    return name in ds.coords and ds[name].dims == ("cell",)

@@ -12,7 +12,7 @@ from typing_extensions import override
 from xloader import genome, schema
 from xloader.dealing import cut, deal
 from xloader.errors import PlanError, SchemaError
-from xloader.labels import with_vocabularies
+from xloader.labels import cell_names, has_datasets, with_vocabularies
 from xloader.leakage import check_leakage
 from xloader.planned import as_table, as_text
 
@@ -310,7 +310,8 @@ def _cell_parts(
         strata = np.where(strata < 0, len(classes), strata)
     if by is None:
         schema.require(ds, ["cell"], "splitting cells")
-        return _dealt(wanted, folds, lambda shares: cut(ds["cell"].values, strata, shares, seed))
+        names = cell_names(ds, of_dataset=has_datasets(ds))
+        return _dealt(wanted, folds, lambda shares: cut(names, strata, shares, seed))
     codes, groups = _groups(ds, by, "by")
     if shared_out:
         here = codes >= 0
