@@ -299,6 +299,21 @@ def test_groups__layers_have_the_genes_of_the_counts():
     npt.assert_allclose(some(ds, variable="X")["mean"], naive(x, measured[whose])["mean"])
 
 
+def test_modalities__cells_that_lack_one_do_not_count():
+    ds, x, *_ = joined()
+    there = np.random.default_rng(3).random(90) < 0.6
+    x = x * there[:, None]
+    ds = ds.drop_vars(["X", "X_measured"]).assign(rna=(("cell", "gene"), x))
+    ds = ds.assign_coords(rna_present=("cell", there))
+    stats, part = some(ds, variable="rna"), ds.isel(cell=there)
+    xr.testing.assert_identical(stats, some(part, variable="rna"))
+    npt.assert_allclose(stats["mean"], x[there].mean(axis=0), rtol=1e-12)
+    npt.assert_array_equal(stats["cell"], ds["cell"].values[there])
+    xl.check_statistics(stats, ds)
+    with pytest.raises(StateError, match="selection"):
+        xl.check_statistics(stats, ds.assign_coords(rna_present=("cell", ~there)))
+
+
 @pytest.mark.parametrize("by", [None, "donor"])
 def test_classes__are_counted(by):
     ds, *_ = joined()

@@ -136,7 +136,7 @@ class Cells:
     Parameters
     ----------
     ds : xarray.Dataset
-        Cells.
+        Cells; `given` is what is left of it without those that a modality does not have.
     asked : Asked
         What is asked; the variable is ``(cell, ...)``, of two dimensions.
     budget : int
@@ -158,6 +158,7 @@ class Cells:
             )
             raise SchemaError(msg)
         (self.dim,) = (str(d) for d in ds[variable].dims if d != "cell")
+        self.given = ds = _present(ds, variable)
         self.asked, self.grouping = asked, Grouping(ds, asked, self.dim)
         self.classes = _classes(ds, asked.labels, self.grouping)
         budget -= self._for_groups(ds.sizes[self.dim], budget)
@@ -225,6 +226,14 @@ class Cells:
         parts = [variable, transform, dtype, names, pd.util.hash_array(genes)]
         groups = [grouping.by, grouping.names, grouping.codes, grouping.measured]
         return digest([*parts, *groups, self.classes, rows[order].astype(np.float64)])
+
+
+def _present(ds: xr.Dataset, variable: str) -> xr.Dataset:
+    """Return the cells that have a modality; others have empty rows, which nobody measured."""
+    name = f"{variable}_present"
+    if name not in ds.coords or ds[name].to_numpy().all():
+        return ds
+    return ds.isel(cell=ds[name].to_numpy())
 
 
 def _classes(
@@ -300,7 +309,7 @@ def cell_statistics(
         "by": cells.grouping.by,
         "labels": json.dumps(list(cells.classes)),
     }
-    return counted.labelled(ds).assign_attrs(attrs), cells.fingerprint(np.concatenate(probed), told)
+    return counted.labelled().assign_attrs(attrs), cells.fingerprint(np.concatenate(probed), told)
 
 
 class _Counted:
@@ -325,9 +334,9 @@ class _Counted:
             moments = self.moments.setdefault(part, Moments(x.shape[1]))
             self.totals[places[mine]] = moments.add(x)
 
-    def labelled(self, ds: xr.Dataset) -> xr.Dataset:
+    def labelled(self) -> xr.Dataset:
         """Return the figures."""
-        grouping, dim = self.cells.grouping, self.dim
+        ds, grouping, dim = self.cells.given, self.cells.grouping, self.dim
         columns = self._columns(ds)
         every = grouping.of(self.moments, None, columns)
         data: dict[str, Any] = {

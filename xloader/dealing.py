@@ -107,14 +107,14 @@ def cut(names: npt.NDArray[Any], classes: Int64, shares: Sequence[float], seed: 
     [0, 1, 0, 1]
     """
     index = pd.Index(names)
-    if index.has_duplicates:
+    hashed = pd.util.hash_array(index.to_numpy(), categorize=False).astype(np.int64)
+    if not pd.Index(hashed).is_unique and not index.is_unique:
         twice = index[index.duplicated()].unique()
         msg = (
             f"{len(twice):,} names of cells occur more than once: {twice[:3].tolist()}; what is dealt out follows "
             "from names: give each cell a name of its own, such as that of its file before it"
         )
         raise SchemaError(msg)
-    hashed = pd.util.hash_array(np.asarray(names)).astype(np.int64)
     order = np.lexsort([mixed(hashed, key_of(seed)), classes])
     table = allot(np.bincount(classes), shares)
     part = np.empty(len(names), np.int64)

@@ -42,7 +42,8 @@ def statistics(
     Contacts: what counts are pairs of bins of one chromosome, ``bin1 <= bin2``, both in the view,
     neither masked, at least `ignore_diags` bins apart; zeros count. As in cooltools' `expected_cis`,
     counts that are not balanced have no masked bins. Cells: what counts are all values that were
-    measured, see ``<variable>_measured (dataset, gene)`` of joined files; zeros count.
+    measured, zeros too: not those of genes that a dataset lacks (``<variable>_measured (dataset, gene)``),
+    nor of cells that a modality lacks (``<variable>_present (cell)``).
 
     Parameters
     ----------
@@ -185,7 +186,7 @@ def check_statistics(stats: xr.Dataset, source: Any) -> None:
     else:
         known = {name: stats[name].values.tolist() for name in json.loads(stats.attrs["labels"])}
         cells = Cells(ds, Asked(variable, None, stats.attrs["by"] or None, known), _CHECK_BUDGET)
-        labels, here = "cell", ds["cell"].to_numpy()
+        labels, here = "cell", cells.given["cell"].to_numpy()
         told = cells.fingerprint(None, str(stats.attrs["transform"]))
     if told == stats.attrs["fingerprint"]:
         return

@@ -143,10 +143,7 @@ def split(
     wanted = _wanted(parts, folds)
     kind = schema.kind(source)
     if kind == "contacts":
-        for option, given in (("by", by), ("stratify", stratify)):
-            if given is not None:
-                msg = f"{option}={given!r} is about cells; contact maps are split by chromosome or region: leave it out"
-                raise PlanError(msg)
+        _refuse_groups(by=by, stratify=stratify)
         sides = _contact_parts(source, wanted, folds, seed)
     elif kind == "cells":
         source = with_vocabularies(source, "cell")
@@ -154,8 +151,13 @@ def split(
     else:
         msg = f"split() knows contact maps (bin1, bin2) and cells (cell), not {dict(source.sizes)}"
         raise SchemaError(msg)
+    return _cut_out(source, list(wanted), sides)
+
+
+def _cut_out(source: xr.Dataset, names: Sequence[str], sides: Mapping[str, Int64]) -> Views:
+    """Return a view for each number along all dimensions."""
     views = {}
-    for k, name in enumerate(wanted):
+    for k, name in enumerate(names):
         places = {dim: np.flatnonzero(part == k) for dim, part in sides.items()}
         empty = [dim for dim, p in places.items() if len(p) == 0]
         if empty:
@@ -163,6 +165,13 @@ def split(
             raise PlanError(msg)
         views[name] = source.isel(places)
     return Views(views, int((next(iter(sides.values())) < 0).sum()))
+
+
+def _refuse_groups(**options: str | None) -> None:
+    for option, given in options.items():
+        if given is not None:
+            msg = f"{option}={given!r} is about cells; contact maps are split by chromosome or region: leave it out"
+            raise PlanError(msg)
 
 
 def _made_already(
