@@ -11,6 +11,7 @@ import xloader as xl
 
 DOCS = Path(__file__).parent.parent / "docs"
 CONTACTS = DOCS / "contacts.md"
+CELLS = DOCS / "cells.md"
 INTERNAL = {"Bins", "ContactBins", "Tensors", "best_workers", "boxes", "to_bins"}
 
 
@@ -29,6 +30,14 @@ def test_contacts__the_page_prints_what_it_shows(tmp_path, monkeypatch):
     flags = doctest.ELLIPSIS
     failed, tried = doctest.testfile(str(CONTACTS), module_relative=False, optionflags=flags)
     assert tried > 40
+    assert failed == 0
+
+
+def test_cells__the_page_prints_what_it_shows(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    failed, tried = doctest.testfile(str(CELLS), module_relative=False)
+    assert tried > 25
     assert failed == 0
 
 

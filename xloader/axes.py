@@ -84,7 +84,7 @@ class Windows:
     skipped: tuple[str, ...] = ()
     """Regions shorter than a window, left out by ``remainder="drop"``."""
     empty: tuple[str, ...] = ()
-    """Chromosomes, also of the file alone, in which no window lies."""
+    """Chromosomes of either axis in which no window lies."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Windows that were asked for and are not served, by reason."""
     shift: Shift | None = None

@@ -20,6 +20,7 @@ from xloader.contract import SampleRandom, Transform, apply, check, fusion_of
 from xloader.cursor import Cursor
 from xloader.described import Described
 from xloader.errors import PerformanceWarning, PlanError, warn
+from xloader.labels import Labels, resolve_labels
 from xloader.memory import divide, nbytes_of
 from xloader.named import name_batch, name_samples
 from xloader.pipeline import cut, gathered
@@ -33,7 +34,6 @@ from xloader.request import (
     resolve_ranks,
     resolve_variables,
     storage_blocks,
-    vocabularies,
 )
 from xloader.source import Loaded, Source
 from xloader.state import State, fingerprints_of, make_state, read_state
@@ -67,8 +67,11 @@ class Loader(Described):
         ``input_dims={"cell": 1}`` they are cut out of each single cell.
     variables : sequence of str, optional
         Data variables to deliver. Default: all.
-    labels : sequence of str, optional
-        Coordinates of samples that adapters deliver as integer codes, see `categories`.
+    labels : sequence of str, or mapping of str to sequence or None, optional
+        Coordinates of samples that are delivered as tensors too. Text, booleans and what a file calls
+        categorical are classes: int64 codes into ``loader.categories``, -1 where missing. Other
+        numbers are float32, NaN where missing. A mapping gives vocabularies, such as
+        ``{"cell_type": train.categories["cell_type"]}``; labels that a vocabulary lacks are refused.
     transform : callable, optional
         ``f(batch)`` or ``f(batch, *, rng)`` -> Dataset; keeps the samples of the batch.
     shuffle : bool, optional
@@ -124,7 +127,7 @@ class Loader(Described):
         input_overlap: Mapping[str, int] | None = None,
         windows: Shape | None = None,
         variables: Sequence[str] | None = None,
-        labels: Sequence[str] = (),
+        labels: Labels = (),
         transform: Transform | None = None,
         shuffle: bool = False,
         seed: int = 0,
@@ -156,8 +159,7 @@ class Loader(Described):
         check(transform, partial(first_labels, self.ds, drawn))
         self.prefetch = prefetch
         self.variables = resolve_variables(self.ds, variables)
-        self.labels = tuple(labels)
-        self.categories = vocabularies(self.ds, labels, drawn)
+        self.labels, self.categories = resolve_labels(self.ds, labels, drawn)
         self._cursor = Cursor()
         self._fingerprints: dict[str, str] | None = None
         self._advised = False

@@ -35,10 +35,11 @@ def heading(plan: "Plan") -> str:
     sizes = zip(w.dims, w.size, strict=True)
     size = ", ".join(f"{d}: {n}" for d, n in sizes if d in w.unlinked.dims or d not in w.points)
     drawn = "" if plan.n_samples == len(w) else f"{plan.n_samples:,} samples of "
-    batches = f"{len(plan):,} batches of {plan.batch_size}"
+    batches = f"{len(plan):,} batch{'es' * (len(plan) != 1)} of {plan.batch_size}"
+    windows = f"{len(w):,} window{'s' * (len(w) != 1)} of {size}"
     far = 0 if w.shift is None else (int(w.shift.room.max()) - 1) * w.shift.step
     shifted = f", shifted by up to {far}" if far else ""
-    return f"{batches} per epoch ({drawn}{len(w):,} windows of {size}{shifted})"
+    return f"{batches} per epoch ({drawn}{windows}{shifted})"
 
 
 def facts(plan: "Plan", epoch: int, *, prefetch: int) -> dict[str, str]:
@@ -62,16 +63,17 @@ def facts(plan: "Plan", epoch: int, *, prefetch: int) -> dict[str, str]:
     w = plan.windows
     empty = [name for name in w.empty if name not in w.skipped]
     counted = {
-        "flush windows": w.n_flush,
-        "windows moved inward": w.n_moved,
-        "windows padded": w.n_padded,
-        "positions without a window": sum(w.uncovered.values()),
-        f"regions too short{_named(w.skipped)}": len(w.skipped),
-        f"chromosomes without a window{_named(empty)}": len(empty),
-        "samples dropped": plan.n_dropped,
-        "samples padded": plan.n_padded,
+        "flush window{s}": w.n_flush,
+        "window{s} moved inward": w.n_moved,
+        "window{s} padded": w.n_padded,
+        "position{s} without a window": sum(w.uncovered.values()),
+        f"region{{s}} too short{_named(w.skipped)}": len(w.skipped),
+        f"chromosome{{s}} without a window{_named(empty)}": len(empty),
+        "sample{s} dropped": plan.n_dropped,
+        "sample{s} padded": plan.n_padded,
     }
-    rest = ", ".join(f"{v:,} {k}" for k, v in counted.items() if v) or "nothing left over"
+    told = (f"{v:,} {k.format(s='s' * (v != 1))}" for k, v in counted.items() if v)
+    rest = ", ".join(told) or "nothing left over"
     left_out = ", ".join(f"{n:,} {why}" for why, n in w.left_out.items())
     n_pools = plan.n_pools(epoch)
     pools = f"{len(plan.blocks):,} in {n_pools:,} pool{'s' * (n_pools > 1)}"

@@ -1,4 +1,4 @@
-"""What a user asks of a Loader, checked and turned into windows, variables and vocabularies."""
+"""What a user asks of a Loader, checked and turned into windows, orders and variables."""
 
 import itertools
 import os
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import xarray as xr
 
 from xloader import axes, schema, selectors
@@ -199,47 +198,6 @@ def resolve_variables(ds: xr.Dataset, names: Sequence[str] | None) -> tuple[str,
     return tuple(there if names is None else names)
 
 
-def vocabularies(ds: xr.Dataset, labels: Sequence[str], windows: Windows) -> dict[str, list[Any]]:
-    """
-    Return the vocabulary of each label: the file's own where it has one, else its sorted values.
-
-    Parameters
-    ----------
-    ds : xarray.Dataset
-        Where the labels are coordinates.
-    labels : sequence of str
-        Names of coordinates of single samples.
-    windows : Windows
-        What a sample is.
-
-    Returns
-    -------
-    dict of str to list
-        The same in every process, epoch and selection of a file that has vocabularies.
-
-    Raises
-    ------
-    SchemaError
-        If a label is no coordinate of single samples; the message lists those there are.
-    """
-    if isinstance(labels, str):
-        msg = f"labels={labels!r} is one name; write labels=[{labels!r}]"
-        raise SchemaError(msg)
-    categories = {}
-    single = {(d,) for d in windows.points}
-    for name in labels:
-        if name not in ds.coords or ds[name].dims not in single:
-            there = [str(c) for c in ds.coords if ds[c].dims in single]
-            msg = f"label {name!r} is no coordinate of single samples; there are {sorted(there)}"
-            raise SchemaError(msg)
-        known = ds[name].attrs.get("categories")
-        if known is None:
-            values = np.asarray(ds[name])
-            known = np.unique(values[pd.notna(values)]).tolist()
-        categories[name] = list(known)
-    return categories
-
-
 def first_labels(ds: xr.Dataset, windows: Windows) -> xr.Dataset:
     """
     Return the coordinates at the places where windows begin.
@@ -259,31 +217,6 @@ def first_labels(ds: xr.Dataset, windows: Windows) -> xr.Dataset:
     starts = windows.starts_of(np.arange(len(windows)))
     places = {d: np.unique(starts[:, k]) for k, d in enumerate(windows.dims)}
     return ds.coords.to_dataset().isel(places)
-
-
-def codes(values: npt.NDArray[Any], categories: Sequence[Any]) -> npt.NDArray[np.int64]:
-    """
-    Return labels as positions in their vocabulary.
-
-    Parameters
-    ----------
-    values : ndarray, shape (n,)
-        Labels.
-    categories : sequence
-        The vocabulary.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        -1 where a label is missing.
-
-    Examples
-    --------
-    >>> codes(np.array(["b", np.nan, "a"], object), ["a", "b"])
-    array([ 1, -1,  0])
-    """
-    place = {c: i for i, c in enumerate(categories)}
-    return np.fromiter((place.get(v, -1) for v in values.tolist()), np.int64, len(values))
 
 
 def _as_dataset(source: Any) -> Any:
