@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from xloader import torch as torch
     from xloader.conversion import convert
     from xloader.exporting import export
+    from xloader.joined import concat
     from xloader.leakage import check_leakage
     from xloader.loader import Loader
     from xloader.open import open_cells, open_contacts, resolutions
@@ -26,6 +27,7 @@ __all__ = [
     "PredictionWriter",
     "check_leakage",
     "check_statistics",
+    "concat",
     "convert",
     "errors",
     "export",
@@ -49,6 +51,7 @@ _FROM = {
     "PredictionWriter": "predictions",
     "check_leakage": "leakage",
     "check_statistics": "summary",
+    "concat": "joined",
     "convert": "conversion",
     "export": "exporting",
     "highly_variable": "variable_genes",

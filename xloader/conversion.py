@@ -3,7 +3,7 @@
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from xloader import schema, trace
 from xloader.arrays import RowArray
 from xloader.errors import PlanError, SchemaError
+from xloader.joined import concat
 from xloader.memory import nbytes_of
 from xloader.open import identify, open_cells, open_contacts, resolutions
 from xloader.state import digest
@@ -36,7 +37,7 @@ _TASKS = 8  # a number of processors would decide on the size of shards
 
 
 def convert(
-    source: str | os.PathLike[str] | xr.Dataset,
+    source: str | os.PathLike[str] | xr.Dataset | Sequence[Any],
     store: str | os.PathLike[str],
     *,
     shuffle: bool = False,
@@ -55,10 +56,11 @@ def convert(
 
     Parameters
     ----------
-    source : str, path-like or xarray.Dataset
+    source : str, path-like, xarray.Dataset, or a list of them
         A ``.cool``, ``.mcool`` or ``.hic`` (all their resolutions) or ``.h5ad`` file, one cell of a
         ``.scool`` file (``file::/cells/ID``), another store, or an opened Dataset with whatever was
-        selected from it.
+        selected from it. A list of cells goes into one store as `concat` joins them, all genes
+        kept; ``convert(xl.concat(paths, join=...), store)`` keeps others, and takes names.
     store : str or path-like
         Directory to make.
     shuffle : bool, optional
@@ -118,9 +120,14 @@ def convert(
 
 def _groups(source: Any) -> dict[str, xr.Dataset]:
     """Return what is converted, by the name of its group."""
+    if isinstance(source, list | tuple):
+        return {"": concat(source)}
     if not isinstance(source, xr.Dataset):
         if not isinstance(source, str | os.PathLike):
-            msg = f"cannot convert a {type(source).__name__}; give a path or an opened Dataset"
+            msg = (
+                f"cannot convert a {type(source).__name__}; give a path or an opened Dataset, a list of cells, or "
+                "what xl.concat makes of several"
+            )
             raise SchemaError(msg)
         if identify(source)[1] == "cells":
             return {"": open_cells(source)}
@@ -289,7 +296,8 @@ class _Job:
         if order is not None:
             rows = rows[order]
         everything = np.array_equal(columns, np.arange(array.shape[1]))
-        if everything and not array.by_column and (np.diff(rows) > 0).all():
+        plain = array.is_counted and not array.by_column
+        if everything and plain and (np.diff(rows) > 0).all():
             return StraightRows(array, rows)
         return stage_rows(array, rows, columns, staging, self.budget // 16)
 

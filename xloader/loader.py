@@ -52,9 +52,9 @@ class Loader(Described):
 
     Parameters
     ----------
-    source : xarray.Dataset, mapping of str to xarray.Dataset, or xbatcher.BatchGenerator
-        What to read; contact maps, tracks and cells in a mapping are put together by `xloader.merge`;
-        the windows of a generator are used as they are.
+    source : xarray.Dataset, list or mapping of str to xarray.Dataset, or xbatcher.BatchGenerator
+        What to read; a list of cells is put together by `xloader.concat`, a mapping of contact
+        maps, tracks and cells by `xloader.merge`; the windows of a generator are used as they are.
     batch_size : int
         Samples per batch, on each rank.
     input_dims : mapping of str to int, optional
@@ -279,7 +279,8 @@ class Loader(Described):
 
     @override
     def position_of(self, state: Mapping[str, Any]) -> tuple[int, int]:  # numpydoc ignore=GL08
-        return read_state(state, self.plan, self._identity())
+        names = self.ds.coords.get("dataset_name", ())
+        return read_state(state, self.plan, self._identity(), [str(n) for n in np.asarray(names)])
 
     def _identity(self) -> dict[str, str]:
         if self._fingerprints is None:

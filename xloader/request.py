@@ -16,6 +16,7 @@ from xloader.alignment import is_aligned, link_cells
 from xloader.axes import Region, Windows
 from xloader.contact_bins import chromosomes, contact_bins
 from xloader.errors import PlanError, SchemaError
+from xloader.joined import concat
 from xloader.linking import link
 from xloader.orders import Asked, Custom, Sequential, Shuffled, Uniform
 from xloader.plan import Order, Remainder
@@ -219,6 +220,15 @@ def first_labels(ds: xr.Dataset, windows: Windows) -> xr.Dataset:
     return ds.coords.to_dataset().isel(places)
 
 
+def _as_one(source: Any) -> Any:
+    """Put several sources together: cells of a list below each other, what has names side by side."""
+    if isinstance(source, list | tuple):
+        return concat(source)
+    if isinstance(source, Mapping) and not isinstance(source, xr.Dataset):
+        return merge(source)
+    return source
+
+
 def _as_dataset(source: Any) -> Any:
     """Give a DataArray the form that everything else has."""
     if not isinstance(source, xr.DataArray):
@@ -239,7 +249,7 @@ def draw_windows(
 
     Parameters
     ----------
-    source : xarray.Dataset, xarray.DataArray, mapping or xbatcher.BatchGenerator
+    source : xarray.Dataset, xarray.DataArray, list, mapping or xbatcher.BatchGenerator
         As the user gave it.
     input_dims, input_overlap : mapping of str to int or None
         In xbatcher's words.
@@ -262,8 +272,7 @@ def draw_windows(
     SchemaError
         If the source is no Dataset or lacks the labels of a contact map.
     """
-    if isinstance(source, Mapping) and not isinstance(source, xr.Dataset):
-        source = merge(source)
+    source = _as_one(source)
     ds, drawn = _draw(source, input_dims, input_overlap, windows, remainder, seed)
     drawn = link(ds, drawn, remainder)
     if windows is not None and _by_cell(ds, input_dims):

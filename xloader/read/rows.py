@@ -11,7 +11,7 @@ from typing_extensions import override
 from xloader.arrays import RowArray
 from xloader.axes import Int64, Windows
 from xloader.errors import PerformanceWarning, warn
-from xloader.packed import PackedRows, panel, take, take_dense
+from xloader.packed import PackedFiles, PackedRows, panel, take, take_dense
 from xloader.read.base import Part, Reader, Values
 
 
@@ -87,7 +87,7 @@ class RowReader(Reader):
     @override
     def load(
         self, first: Int64, last: Int64
-    ) -> tuple[PackedRows, Int64, Int64]:  # numpydoc ignore=GL08
+    ) -> tuple[PackedRows | PackedFiles, Int64, Int64]:  # numpydoc ignore=GL08
         unit = self.array.block_rows
         blocks = np.unique(self.rows[first[:, self.axis]] // unit)
         cuts = np.flatnonzero(np.diff(blocks) != 1) + 1
