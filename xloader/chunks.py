@@ -1,5 +1,6 @@
 """How arrays are cut into chunks, and where the positions of a variable lie in those of storage."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from xloader import trace
 from xloader.arrays import TileArray
 from xloader.axes import Int64, Windows
 from xloader.csr import CSRArray
+from xloader.schema import chunk_shape
 
 _CHUNK_NBYTES = 4 * 2**20
 
@@ -106,6 +108,10 @@ def file_grid(variable: xr.Variable, windows: Windows) -> tuple[Grid, tuple[Int6
     if not all(w for w, d in zip(whole, variable.dims, strict=True) if d in windows.dims):
         base, index = variable._data, tuple(np.arange(n) for n in variable.shape)
         whole = [True] * variable.ndim
+    elif windows.by_row:  # single rows are put together of whole chunks: a part is selected before
+        all_there = [len(i) == n for i, n in zip(index, base.shape, strict=True)]
+        rows = [d in windows.dims for d in variable.dims]
+        whole = [w and (r or a) for w, r, a in zip(whole, rows, all_there, strict=True)]
     source, shape = variable, list(variable.shape)
     if isinstance(base, indexing.ExplicitlyIndexed):
         # what a window takes whole from scattered places is selected before it is read
@@ -135,6 +141,84 @@ def _chunk_lengths(variable: xr.Variable, shape: Sequence[int]) -> list[int]:
         return [int(n) for n in stored]
     row = max(1, int(np.prod(shape[1:])) * variable.dtype.itemsize)
     return [max(1, _CHUNK_NBYTES // row), *shape[1:]]
+
+
+def stored_grid(view: trace.View) -> tuple[Grid, tuple[Int64, ...]]:
+    """
+    Return pieces of a dense stored array that single rows are cut from.
+
+    Of each piece only those chunks are read that the selection along further dimensions shows.
+
+    Parameters
+    ----------
+    view : View
+        What the variable shows; its rows are its samples.
+
+    Returns
+    -------
+    tuple of Grid and tuple of ndarray
+        The pieces, and the position in them of each position of the variable.
+    """
+    array, (rows, *others) = view.array, view.index
+    n, unit = array.shape[0], array.unit
+    length = -(-chunk_shape(array)[0] // unit[0]) * unit[0]
+    edges = np.append(np.arange(0, n, length), n)
+    found = [np.unique(i, return_inverse=True) for i in others]
+    runs = [_runs(wanted, u) for (wanted, _), u in zip(found, unit[1:], strict=True)]
+
+    def read(a: int, b: int) -> npt.NDArray[Any]:  # numpydoc ignore=GL08
+        values = np.empty((b - a, *(len(wanted) for wanted, _ in found)), array.dtype)
+        for parts in itertools.product(*runs):
+            keys = (slice(a, b), *(key for key, _, _ in parts))
+            piece = array[indexing.BasicIndexer(keys)]
+            inside = np.ix_(np.arange(b - a), *(inside for _, inside, _ in parts))
+            target: Any = (slice(None), *(target for _, _, target in parts))
+            values[target] = piece[inside]
+        for axis, (wanted, place) in enumerate(found, start=1):
+            if not np.array_equal(place, np.arange(len(wanted))):
+                values = values.take(place, axis)
+        return values
+
+    def fetch(ids: Int64) -> list[npt.NDArray[Any]]:  # numpydoc ignore=GL08
+        return [read(int(edges[k]), int(edges[k + 1])) for k in ids[:, 0].tolist()]
+
+    ends = (edges, *(np.array([0, len(i)]) for i in others))
+    return Grid(ends, fetch), (rows, *(np.arange(len(i)) for i in others))
+
+
+def _runs(wanted: Int64, unit: int) -> list[tuple[slice, Int64, slice]]:
+    """Return what to read of rising positions, which of that is wanted, and where it goes."""
+    cuts = np.flatnonzero(np.diff(wanted // unit) > 1) + 1
+    edges = itertools.pairwise([0, *cuts.tolist(), len(wanted)])
+    parts = ((wanted[a:b], slice(a, b)) for a, b in edges)
+    return [(slice(int(p[0]), int(p[-1]) + 1), p - p[0], target) for p, target in parts]
+
+
+def covered(index: Int64, unit: int, n: int) -> int:
+    """
+    Return how many positions lie in the chunks that some of them touch.
+
+    Parameters
+    ----------
+    index : ndarray of int64, shape (m,)
+        Positions.
+    unit : int
+        Length of a chunk.
+    n : int
+        How many positions there are.
+
+    Returns
+    -------
+    int
+        At most `n`.
+
+    Examples
+    --------
+    >>> covered(np.array([7, 1, 0]), 3, 8)
+    5
+    """
+    chunks = np.unique(index // unit)
+    return int((np.minimum((chunks + 1) * unit, n) - chunks * unit).sum())
 
 
 def consecutive(index: Sequence[Int64], variable: xr.Variable, windows: Windows) -> list[bool]:

@@ -13,6 +13,7 @@ from xloader.buffers import Allocate, Buffers
 from xloader.contract import Fusion
 from xloader.errors import PlanError, SchemaError
 from xloader.padding import pad
+from xloader.planned import Chosen
 from xloader.read import Reader, RowReader, TileReader, Values, make_reader
 from xloader.unchanged import Unchanged
 
@@ -193,6 +194,18 @@ class Source:
             Bytes, on average, over all variables that are not in memory.
         """
         return sum(r.stored_nbytes for r in self.readers.values())
+
+    @property
+    def chosen(self) -> tuple[Chosen, ...]:
+        """
+        Return what is read for variables of which some columns are wanted.
+
+        Returns
+        -------
+        tuple of Chosen
+            Those that are read straight from storage.
+        """
+        return tuple(r.chosen for r in self.readers.values() if r.chosen is not None)
 
     @property
     def advice(self) -> str | None:

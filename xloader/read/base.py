@@ -11,6 +11,7 @@ import xarray as xr
 from xloader.axes import Int64, Windows
 from xloader.buffers import Buffers
 from xloader.csr import CSRArray
+from xloader.planned import Chosen
 
 Values = npt.NDArray[Any] | CSRArray
 Part = tuple[Any, Int64]
@@ -44,6 +45,8 @@ class Reader(ABC):
         Where memory of decoded chunks and of batches comes from.
     advice : str or None
         What would make reading much faster, once that is known.
+    chosen : Chosen or None
+        What is read for some of the stored columns; None where all are wanted or it is not known.
     """
 
     def __init__(self, variable: xr.Variable, windows: Windows) -> None:
@@ -58,6 +61,7 @@ class Reader(ABC):
         )
         self.by_row = windows.by_row
         self.advice: str | None = None
+        self.chosen: Chosen | None = None
         self._seconds = 0.0
         self._n_read = 0
         self.n_elements = int(np.prod(self.shape))

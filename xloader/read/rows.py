@@ -43,16 +43,39 @@ class RowReader(Reader):
         dense: bool,
     ) -> None:
         super().__init__(variable, windows)
-        self.array = array
+        self.whole = array
+        wanted = np.unique(index[1])
+        self.array = array.of_columns(wanted) if len(wanted) < array.shape[1] else array
+        columns = index[1] if self.array is array else np.searchsorted(wanted, index[1])
         self.rows = index[0]
-        self.panel = panel(index[1], array.shape[1])
+        self.panel = panel(columns, self.array.shape[1])
         self.dense = dense
-        if getattr(array, "by_column", False):
+        if self.array.by_column and self.array.block_rows < len(self.rows):
             warn(
-                "this matrix is stored by column (CSC): every read of some cells scans all of it; "
-                "xl.convert writes a store by row",
+                "this matrix is stored by column (CSC): every read of some cells scans all of "
+                f"{'it' if self.array is array else f'{len(wanted):,} columns'}; xl.convert writes a "
+                "store by row",
                 PerformanceWarning,
             )
+
+    def decoded_nbytes(self) -> tuple[int, int]:
+        """
+        Return the bytes that are decoded if each block of rows is read once.
+
+        Returns
+        -------
+        tuple of int
+            For the wanted columns, and what all columns of the same rows would take.
+        """
+        unit, n_rows = self.array.block_rows, self.array.shape[0]
+        blocks = np.unique(self.rows // unit)
+        ends = blocks * unit, np.minimum((blocks + 1) * unit, n_rows)
+        if self.array is self.whole:
+            return (int(self.array.nbytes_of(*ends).sum()),) * 2
+        # of a matrix by column only the number of all values is known without a scan
+        first, stop = np.zeros(1, np.int64), np.array([n_rows])
+        part, whole = (int(a.nbytes_of(first, stop)[0]) for a in (self.array, self.whole))
+        return part, whole
 
     @property
     @override
