@@ -14,7 +14,7 @@ import xarray as xr
 from zarr.storage import LocalStore
 
 import xloader as xl
-from tests.doubles import Dense, cells, counts, plain, stored, to_csr
+from tests.doubles import Dense, Rows, cells, counts, plain, stored, to_csr
 from xloader.backends import anndata as backend
 from xloader.backends import hdf5_chunks
 from xloader.csr import CSRArray
@@ -129,6 +129,27 @@ def test_rows__equal_numpy(form, name, folder):
         names = np.concatenate([b.cell.values for b in loader.batches(0, range(len(loader)))])
         ids = np.concatenate([b.sample_id.values for b in loader.batches(0, range(len(loader)))])
         npt.assert_array_equal(names[np.argsort(ids)], [f"c{i}" for i in np.arange(N)[rows]])
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_rows__are_read_from_the_blocks_they_lie_in_and_no_others(name, kind):
+    select, rows = ROWS[name]
+    array = {"sparse": Rows, "dense": Dense}[kind](counts())
+    labels = {
+        "cell": [f"c{i}" for i in range(N)],
+        "cell_type": ("cell", KINDS.astype(object)),
+        "n_counts": ("cell", DEPTH),
+    }
+    ds = xr.Dataset({"X": lazy(("cell", "gene"), array)}, labels).chunk({"cell": 10})
+    ds = select(ds.assign_coords({k: v.load() for k, v in ds.coords.items()}))
+    loader = xl.Loader(ds, batch_size=5, shuffle=True)
+    assert array.log == []
+    npt.assert_array_equal(table(loader), counts()[rows])
+    if kind == "sparse":
+        assert sorted(array.log) == sorted({int(r) // 8 for r in rows})
+    else:  # all rows fit into one piece
+        assert array.log == [(slice(0, N), slice(0, G))]
 
 
 # genes

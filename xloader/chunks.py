@@ -161,8 +161,7 @@ def stored_grid(view: trace.View) -> tuple[Grid, tuple[Int64, ...]]:
     """
     array, (rows, *others) = view.array, view.index
     n, unit = array.shape[0], array.unit
-    length = -(-chunk_shape(array)[0] // unit[0]) * unit[0]
-    edges = np.append(np.arange(0, n, length), n)
+    edges = np.append(np.arange(0, n, chunk_shape(array)[0]), n)
     found = [np.unique(i, return_inverse=True) for i in others]
     runs = [_runs(wanted, u) for (wanted, _), u in zip(found, unit[1:], strict=True)]
 
