@@ -108,7 +108,9 @@ def file_grid(variable: xr.Variable, windows: Windows) -> tuple[Grid, tuple[Int6
     if not all(w for w, d in zip(whole, variable.dims, strict=True) if d in windows.dims):
         base, index = variable._data, tuple(np.arange(n) for n in variable.shape)
         whole = [True] * variable.ndim
-    elif windows.by_row:  # single rows are put together of whole chunks: a part is selected before
+    elif cuts_rows(
+        variable, windows
+    ):  # single rows are put together of whole chunks: a part is selected before
         all_there = [len(i) == n for i, n in zip(index, base.shape, strict=True)]
         rows = [d in windows.dims for d in variable.dims]
         whole = [w and (r or a) for w, r, a in zip(whole, rows, all_there, strict=True)]
@@ -191,6 +193,26 @@ def _runs(wanted: Int64, unit: int) -> list[tuple[slice, Int64, slice]]:
     edges = itertools.pairwise([0, *cuts.tolist(), len(wanted)])
     parts = ((wanted[a:b], slice(a, b)) for a, b in edges)
     return [(slice(int(p[0]), int(p[-1]) + 1), p - p[0], target) for p, target in parts]
+
+
+def cuts_rows(variable: xr.Variable, windows: Windows) -> bool:
+    """
+    Say whether windows cut single rows of a variable, and these whole.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        Any variable with a windowed dimension.
+    windows : Windows
+        Any windows.
+
+    Returns
+    -------
+    bool
+        True if its first dimension is one of their points, and no other is windowed.
+    """
+    first, *others = variable.dims
+    return first in windows.points and not set(others) & set(windows.dims)
 
 
 def covered(index: Int64, unit: int, n: int) -> int:

@@ -53,8 +53,8 @@ class Loader(Described):
     Parameters
     ----------
     source : xarray.Dataset, mapping of str to xarray.Dataset, or xbatcher.BatchGenerator
-        What to read; several contact maps and tracks are put together by `xloader.merge`; the
-        windows of a generator are used as they are.
+        What to read; contact maps, tracks and cells in a mapping are put together by `xloader.merge`;
+        the windows of a generator are used as they are.
     batch_size : int
         Samples per batch, on each rank.
     input_dims : mapping of str to int, optional
@@ -63,7 +63,8 @@ class Loader(Described):
     input_overlap : mapping of str to int, optional
         Elements that neighbouring windows share along each dimension. Default: 0.
     windows : Shape, optional
-        Contact windows, from `xloader.windows`, instead of `input_dims`.
+        Contact windows, from `xloader.windows`, instead of `input_dims`; with
+        ``input_dims={"cell": 1}`` they are cut out of each single cell.
     variables : sequence of str, optional
         Data variables to deliver. Default: all.
     labels : sequence of str, optional

@@ -52,10 +52,11 @@ def heading(plan: "Plan") -> str:
         Batches, and the windows they are made of.
     """
     w = plan.windows
-    size = ", ".join(f"{d}: {n}" for d, n in zip(w.dims, w.size, strict=True))
+    sizes = zip(w.dims, w.size, strict=True)
+    size = ", ".join(f"{d}: {n}" for d, n in sizes if d in w.unlinked.dims or d not in w.points)
     drawn = "" if plan.n_samples == len(w) else f"{plan.n_samples:,} samples of "
     batches = f"{len(plan):,} batches of {plan.batch_size}"
-    far = 0 if w.shift is None else int(w.shift.room.max()) - 1
+    far = 0 if w.shift is None else (int(w.shift.room.max()) - 1) * w.shift.step
     shifted = f", shifted by up to {far}" if far else ""
     return f"{batches} per epoch ({drawn}{len(w):,} windows of {size}{shifted})"
 

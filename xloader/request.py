@@ -13,15 +13,19 @@ import xarray as xr
 
 from xloader import axes, schema, selectors
 from xloader import windows as win
+from xloader.alignment import is_aligned, link_cells
 from xloader.axes import Region, Windows
 from xloader.contact_bins import chromosomes, contact_bins
 from xloader.errors import PlanError, SchemaError
+from xloader.linking import link
 from xloader.orders import Asked, Custom, Sequential, Shuffled, Uniform
 from xloader.plan import Order, Remainder
 from xloader.source import Source
-from xloader.together import link, merge
+from xloader.together import merge
 from xloader.visits import Blocks, even_blocks, group
 from xloader.windows import Shape
+
+_EACH_CELL = {"cell": 1}
 
 
 def resolve_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -222,9 +226,10 @@ def vocabularies(ds: xr.Dataset, labels: Sequence[str], windows: Windows) -> dic
         msg = f"labels={labels!r} is one name; write labels=[{labels!r}]"
         raise SchemaError(msg)
     categories = {}
+    single = {(d,) for d in windows.points}
     for name in labels:
-        if name not in ds.coords or ds[name].dims != windows.dims[:1] or not windows.by_row:
-            there = [str(c) for c in ds.coords if ds[c].dims == windows.dims[:1]]
+        if name not in ds.coords or ds[name].dims not in single:
+            there = [str(c) for c in ds.coords if ds[c].dims in single]
             msg = f"label {name!r} is no coordinate of single samples; there are {sorted(there)}"
             raise SchemaError(msg)
         known = ds[name].attrs.get("categories")
@@ -329,7 +334,15 @@ def draw_windows(
     if isinstance(source, Mapping) and not isinstance(source, xr.Dataset):
         source = merge(source)
     ds, drawn = _draw(source, input_dims, input_overlap, windows, remainder, seed)
-    return ds, link(ds, drawn)
+    drawn = link(ds, drawn, remainder)
+    if windows is not None and _by_cell(ds, input_dims):
+        drawn = drawn.crossed("cell", ds.sizes["cell"])
+    return ds, link_cells(ds, drawn)
+
+
+def _by_cell(ds: xr.Dataset, input_dims: Mapping[str, int] | None) -> bool:
+    """Say whether contact windows are cut of each single cell, not of all at once."""
+    return input_dims == _EACH_CELL or is_aligned(ds)
 
 
 def _draw(
@@ -358,8 +371,12 @@ def _draw(
         msg = f"the selection is empty along {empty}: {dict(source.sizes)}; select something"
         raise PlanError(msg)
     if windows is not None:
-        if given != ["windows"] or input_overlap is not None:
-            msg = "`windows` and `input_dims`/`input_overlap` both say where windows lie; give one"
+        each = input_dims == _EACH_CELL and "cell" in source.dims
+        if (given != ["windows"] and not each) or input_overlap is not None:
+            msg = (
+                "`windows` and `input_dims`/`input_overlap` both say where windows lie; give one, or "
+                "beside `windows`, for maps of single cells, input_dims={'cell': 1}"
+            )
             raise PlanError(msg)
         asked: object = windows
         if not isinstance(asked, Shape):
@@ -376,7 +393,7 @@ def _draw(
                 "of everything, or for contacts `windows=xl.windows.diagonal(size=...)`"
             )
             raise PlanError(msg)
-        input_dims = {"cell": 1}
+        input_dims = _EACH_CELL
     return source, _xbatcher_windows(source, input_dims, input_overlap or {}, remainder)
 
 

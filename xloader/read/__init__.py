@@ -6,7 +6,7 @@ import xarray as xr
 from xloader import trace
 from xloader.arrays import RowArray, TileArray
 from xloader.axes import Int64, Windows
-from xloader.chunks import consecutive, covered, dask_grid, file_grid, stored_grid
+from xloader.chunks import consecutive, covered, cuts_rows, dask_grid, file_grid, stored_grid
 from xloader.contract import Fusion
 from xloader.errors import PerformanceWarning, PlanError, warn
 from xloader.planned import Chosen
@@ -50,7 +50,7 @@ def make_reader(
     """
     variable = ds.variables[name]
     view = trace.view(variable)
-    if view is not None and windows.by_row and variable.dims[0] == windows.dims[0]:
+    if view is not None and cuts_rows(variable, windows):
         if isinstance(view.array, RowArray) and _sparse(view.index[1], name, layout):
             dense = layout == "dense"
             reader: Reader = RowReader(variable, windows, view.array, view.index, dense=dense)

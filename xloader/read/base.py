@@ -10,6 +10,7 @@ import xarray as xr
 
 from xloader.axes import Int64, Windows
 from xloader.buffers import Buffers
+from xloader.chunks import cuts_rows
 from xloader.csr import CSRArray
 from xloader.planned import Chosen
 
@@ -59,7 +60,8 @@ class Reader(ABC):
         self.size = tuple(
             n if a is None else windows.size[a] for n, a in zip(self.shape, self.axes, strict=True)
         )
-        self.by_row = windows.by_row
+        # nothing but rows: no other dimension is cut
+        self.is_rows = cuts_rows(variable, windows)
         self.advice: str | None = None
         self.chosen: Chosen | None = None
         self._seconds = 0.0

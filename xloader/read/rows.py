@@ -24,7 +24,7 @@ class RowReader(Reader):
     variable : xarray.Variable
         A two-dimensional variable whose first dimension is windowed.
     windows : Windows
-        One window per row.
+        Each cuts one row.
     array : RowArray
         Where the rows are stored.
     index : tuple of ndarray
@@ -43,6 +43,8 @@ class RowReader(Reader):
         dense: bool,
     ) -> None:
         super().__init__(variable, windows)
+        assert self.axes[0] is not None
+        self.axis = self.axes[0]
         self.whole = array
         wanted = np.unique(index[1])
         self.array = array.of_columns(wanted) if len(wanted) < array.shape[1] else array
@@ -94,7 +96,7 @@ class RowReader(Reader):
 
     @override
     def keys(self, starts: Int64) -> npt.NDArray[np.int64]:  # numpydoc ignore=GL08
-        return np.asarray(self.rows[starts[:, 0]] // self.array.block_rows)
+        return np.asarray(self.rows[starts[:, self.axis]] // self.array.block_rows)
 
     @override
     def nbytes(self, first: Int64, last: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
@@ -110,7 +112,7 @@ class RowReader(Reader):
         self, first: Int64, last: Int64
     ) -> tuple[PackedRows, Int64, Int64]:  # numpydoc ignore=GL08
         unit = self.array.block_rows
-        blocks = np.unique(self.rows[first[:, 0]] // unit)
+        blocks = np.unique(self.rows[first[:, self.axis]] // unit)
         cuts = np.flatnonzero(np.diff(blocks) != 1) + 1
         low = blocks[np.append(0, cuts)] * unit
         stop = blocks[np.append(cuts, len(blocks)) - 1] + 1
@@ -127,7 +129,7 @@ class RowReader(Reader):
     def gather(self, parts: Sequence[Part]) -> Values:  # numpydoc ignore=GL08
         wanted = []
         for (packed, low, shift), starts in parts:
-            rows = self.rows[starts[:, 0]]
+            rows = self.rows[starts[:, self.axis]]
             wanted.append((packed, rows + shift[np.searchsorted(low, rows, side="right") - 1]))
         gather = take_dense if self.dense else take
         return gather(wanted, self.dtype, self.panel, self.batches)

@@ -38,7 +38,7 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
     -------
     dict of str to Tensor
         Each variable of the samples; each label as int64 codes (-1 where missing); `sample_id`;
-        `valid` where the plan pads and `flipped` where windows were turned, bool; for contact windows `info`: lists of str `chrom1` and `region1`
+        `valid` where the plan pads and `flipped` where windows were turned, ``<source>_present`` where cells are in a source, bool; for contact windows `info`: lists of str `chrom1` and `region1`
         (``"chr2:1,000,000-2,000,000"``), and int64 tensors `start1` and `end1` (bp, 0-based
         half-open), and the same with 2.
 
@@ -67,7 +67,10 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
     for name in loader.labels:
         values = batch[name].values
         tensors[name] = torch.from_numpy(codes(values, loader.categories[name]))
-    for name in ("sample_id", "valid", "flipped"):
+    present = [
+        k for k, v in batch.coords.items() if str(k).endswith("_present") and v.dims == (dim,)
+    ]
+    for name in ("sample_id", "valid", "flipped", *map(str, present)):
         if name in batch.coords:
             tensors[name] = torch.from_numpy(np.array(batch[name].values))
     info = _info(batch)
