@@ -339,7 +339,7 @@ def test_plan__says_how_much_is_read_for_a_panel(folder):
     assert "not stored apart" not in line
     (csr,) = (c for c in panels["csr"].plan.chosen if c.variable == "X")
     n = int((counts() != 0).sum())
-    assert csr.whole_nbytes == csr.nbytes == 2 * 8 * n
+    assert csr.whole_nbytes == csr.nbytes == 8 * n
 
 
 def test_plan__of_some_rows_counts_their_blocks_alone():

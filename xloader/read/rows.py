@@ -67,17 +67,17 @@ class RowReader(Reader):
         Returns
         -------
         tuple of int
-            For the wanted columns, and what all columns of the same rows would take.
+            Values and column numbers: of what is read, and of all columns of the same rows.
         """
-        unit, n_rows = self.array.block_rows, self.array.shape[0]
+        each = self.dtype.itemsize + 4
+        if self.array is not self.whole:  # by column: every read scans all rows
+            first, stop = np.zeros(1, np.int64), np.array([self.array.shape[0]])
+            part, whole = (int(a.nnz_of(first, stop)[0]) for a in (self.array, self.whole))
+            return part * each, whole * each
+        unit = self.array.block_rows
         blocks = np.unique(self.rows // unit)
-        ends = blocks * unit, np.minimum((blocks + 1) * unit, n_rows)
-        if self.array is self.whole:
-            return (int(self.array.nbytes_of(*ends).sum()),) * 2
-        # of a matrix by column only the number of all values is known without a scan
-        first, stop = np.zeros(1, np.int64), np.array([n_rows])
-        part, whole = (int(a.nbytes_of(first, stop)[0]) for a in (self.array, self.whole))
-        return part, whole
+        ends = blocks * unit, np.minimum((blocks + 1) * unit, self.array.shape[0])
+        return (int(self.array.nnz_of(*ends).sum()) * each,) * 2
 
     @property
     @override
