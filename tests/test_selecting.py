@@ -1,7 +1,9 @@
 """Selections made by xarray before the Loader: the values of numpy, and no more read than must be."""
 
+import itertools
 import re
 from collections import Counter
+from unittest import mock
 
 import anndata
 import h5py
@@ -11,6 +13,8 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
 import xloader as xl
@@ -309,6 +313,50 @@ def test_columns_stored_apart__in_several_scans_say_so(folder, monkeypatch):
     with pytest.warns(PerformanceWarning, match="every read of some cells scans all of 4 columns"):
         loader = xl.Loader(ds, batch_size=7)
     npt.assert_array_equal(table(loader), counts()[:, [9, 1, 16, 2]])
+
+
+class Chunked(Dense):
+    """A dense array in memory, in chunks; `touched` holds those that were read."""
+
+    def __init__(self, values, chunks):
+        self.chunks = chunks
+        self.touched = Counter()
+        super().__init__(values)
+
+    @property
+    def unit(self):
+        return self.chunks
+
+    def _raw(self, key):
+        spans = [np.arange(n)[k] // c for n, k, c in zip(self.shape, key, self.chunks, strict=True)]
+        self.touched.update(itertools.product(*(np.unique(s).tolist() for s in spans)))
+        return super()._raw(key)
+
+
+@given(
+    chunks=st.tuples(st.integers(1, 70), st.integers(1, 20)),
+    rows=st.lists(st.integers(0, N - 1), min_size=1, max_size=80),
+    columns=st.lists(st.integers(0, G - 1), min_size=1, max_size=20),
+    batch_size=st.integers(1, 9),
+    piece=st.sampled_from([300, 16 * 2**20]),
+)
+def test_dense_chunks__any_selection_equals_numpy_and_reads_nothing_else(
+    chunks, rows, columns, batch_size, piece
+):
+    array = Chunked(counts(), chunks)
+    ds = xr.Dataset({"X": lazy(("cell", "gene"), array)}).isel(cell=rows, gene=columns)
+    with mock.patch("xloader.schema.CHUNK_NBYTES", piece):
+        loader = xl.Loader(ds, batch_size=batch_size, shuffle=True)
+    assert not array.touched
+    npt.assert_array_equal(table(loader), counts()[np.ix_(rows, columns)])
+    assert {c for _, c in array.touched} == {c // chunks[1] for c in columns}
+    assert {r // chunks[0] for r in rows} <= {r for r, _ in array.touched}
+    if len(np.unique(columns)) < G:
+        (chosen,) = loader.plan.chosen
+        unique = {c // chunks[1] for c in columns}
+        n_columns = sum(min(chunks[1], G - c * chunks[1]) for c in unique)
+        n_rows = sum(min(chunks[0], N - r * chunks[0]) for r in {r // chunks[0] for r in rows})
+        assert chosen.nbytes == 4 * n_columns * n_rows
 
 
 # what the plan says

@@ -1,7 +1,6 @@
 """How arrays are cut into chunks, and where the positions of a variable lie in those of storage."""
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ import dask.base
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from dask.delayed import delayed
 from xarray.core import indexing
 
 from xloader import trace
@@ -168,31 +168,51 @@ def stored_grid(view: trace.View) -> tuple[Grid, tuple[Int64, ...]]:
     runs = [_runs(wanted, u) for (wanted, _), u in zip(found, unit[1:], strict=True)]
 
     def read(a: int, b: int) -> npt.NDArray[Any]:  # numpydoc ignore=GL08
-        values = np.empty((b - a, *(len(wanted) for wanted, _ in found)), array.dtype)
-        for parts in itertools.product(*runs):
-            keys = (slice(a, b), *(key for key, _, _ in parts))
-            piece = array[indexing.BasicIndexer(keys)]
-            inside = np.ix_(np.arange(b - a), *(inside for _, inside, _ in parts))
-            target: Any = (slice(None), *(target for _, _, target in parts))
-            values[target] = piece[inside]
-        for axis, (wanted, place) in enumerate(found, start=1):
-            if not np.array_equal(place, np.arange(len(wanted))):
-                values = values.take(place, axis)
-        return values
+        pieces = {}
+        for at in np.ndindex(*map(len, runs)):
+            parts = [run[k] for run, k in zip(runs, at, strict=True)]
+            values = array[indexing.BasicIndexer((slice(a, b), *(key for key, _ in parts)))]
+            for axis, (_, inside) in enumerate(parts, start=1):
+                values = values if inside is None else values.take(inside, axis)
+            pieces[at] = values
+        return _assembled(pieces, found)
 
-    def fetch(ids: Int64) -> list[npt.NDArray[Any]]:  # numpydoc ignore=GL08
-        return [read(int(edges[k]), int(edges[k + 1])) for k in ids[:, 0].tolist()]
+    def fetch(ids: Int64) -> Sequence[npt.NDArray[Any]]:  # numpydoc ignore=GL08
+        # dask's threads, as for chunks that dask computes: those that decode are asked by them
+        later = [delayed(read)(int(edges[k]), int(edges[k + 1])) for k in ids[:, 0]]
+        return dask.base.compute(*later, scheduler="threads")  # type: ignore[no-any-return, no-untyped-call]
 
     ends = (edges, *(np.array([0, len(i)]) for i in others))
     return Grid(ends, fetch), (rows, *(np.arange(len(i)) for i in others))
 
 
-def _runs(wanted: Int64, unit: int) -> list[tuple[slice, Int64, slice]]:
-    """Return what to read of rising positions, which of that is wanted, and where it goes."""
+def _runs(wanted: Int64, unit: int) -> list[tuple[slice, Int64 | None]]:
+    """Return what to read of rising positions, and which of that is wanted; None for all of it."""
     cuts = np.flatnonzero(np.diff(wanted // unit) > 1) + 1
-    edges = itertools.pairwise([0, *cuts.tolist(), len(wanted)])
-    parts = ((wanted[a:b], slice(a, b)) for a, b in edges)
-    return [(slice(int(p[0]), int(p[-1]) + 1), p - p[0], target) for p, target in parts]
+    parts = np.split(wanted, cuts)
+    keys = [slice(int(p[0]), int(p[-1]) + 1) for p in parts]
+    return [
+        (key, None if key.stop - key.start == len(p) else p - p[0])
+        for key, p in zip(keys, parts, strict=True)
+    ]
+
+
+def _assembled(
+    pieces: Mapping[tuple[int, ...], npt.NDArray[Any]], found: Sequence[tuple[Int64, Int64]]
+) -> npt.NDArray[Any]:
+    """Join pieces, given by their place along each dimension but the first, and put them in order."""
+    for axis in reversed(range(len(found))):  # the last dimension first
+        rows: dict[tuple[int, ...], list[npt.NDArray[Any]]] = {}
+        for at, piece in pieces.items():
+            rows.setdefault(at[:axis], []).append(piece)
+        pieces = {
+            at: r[0] if len(r) == 1 else np.concatenate(r, axis + 1) for at, r in rows.items()
+        }
+    (values,) = pieces.values()
+    for axis, (wanted, place) in enumerate(found, start=1):
+        if not np.array_equal(place, np.arange(len(wanted))):
+            values = values.take(place, axis)
+    return values
 
 
 def cuts_rows(variable: xr.Variable, windows: Windows) -> bool:
