@@ -33,6 +33,7 @@ def test_contacts__the_page_prints_what_it_shows(tmp_path, monkeypatch):
     assert failed == 0
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_cells__the_page_prints_what_it_shows(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
@@ -41,9 +42,9 @@ def test_cells__the_page_prints_what_it_shows(tmp_path, monkeypatch):
     assert failed == 0
 
 
-def in_tables():
-    """Return the calls that the tables of the page name."""
-    rows = [line for line in CONTACTS.read_text().splitlines() if line.startswith("| ")]
+def in_tables(page=CONTACTS):
+    """Return the calls that the tables of a page name."""
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| ")]
     return [code for row in rows for code in re.findall(r"`([^`]+\))`", row)]
 
 
@@ -59,8 +60,22 @@ def test_contacts__what_the_tables_say_can_be_written(code, tmp_path, monkeypatc
     assert callable(made) or isinstance(made, xl.windows.Shape)
 
 
-def test_contacts__tables_are_read():
+@pytest.mark.parametrize("code", in_tables(CELLS))
+def test_cells__what_the_tables_say_can_be_written(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ds = xl.open_cells(xl.simulate.cells("cells.h5ad", n_cells=300, n_genes=400))
+    stats = xl.statistics(ds, progress=False)
+    names = {name: getattr(xl.transforms, name) for name in xl.transforms.__all__}
+    made = eval(code, {**names, "xl": xl, "ds": ds, "stats": stats})
+    if callable(made):
+        made = xl.Loader(ds, batch_size=9, transform=made)
+    made = made if isinstance(made, xl.Loader) else xl.Loader(made, batch_size=9)
+    assert {"X", "X_latent"} <= set(made[0])
+
+
+def test_tables__are_read():
     assert len(in_tables()) > 20
+    assert len(in_tables(CELLS)) > 15
 
 
 def public():

@@ -183,6 +183,7 @@ class Loader(Described):
             block_nbytes=division.block_nbytes,
             nbytes=division.nbytes,
             sample_nbytes=reading.stored_nbytes,
+            chosen=reading.chosen,
             **dict(zip(("rank", "world_size"), resolve_ranks(rank, world_size), strict=True)),
         )
 

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,25 @@ if TYPE_CHECKING:
     from xloader.plan import Plan
 
 Facts = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some columns of a variable, and what is read for them."""
+
+    variable: str
+    """Whose columns."""
+    dim: str
+    """Along which dimension."""
+    n: int
+    """How many are wanted."""
+    n_stored: int
+    """How many are stored."""
+    nbytes: int
+    """Bytes that are decoded if each row is read once."""
+    whole_nbytes: int
+    """Bytes that all columns of these rows have."""
+
 
 _POOLS = 4
 _SAMPLES = 2**16
@@ -86,6 +106,7 @@ def facts(plan: "Plan", epoch: int, *, prefetch: int) -> dict[str, str]:
     return {
         "blocks": f"{pools}; order: {plan.order}, seed {plan.seed}",
         "reading": _reading(plan, epoch),
+        **({"panel": "; ".join(map(_chosen, plan.chosen))} if plan.chosen else {}),
         "memory": f"up to {format_bytes(memory)} of blocks{why}, in each process that reads; rank "
         f"{plan.rank} of {plan.world_size}",
         "remainder": f"{plan.remainder}; {rest}",
@@ -98,6 +119,13 @@ def _named(names: Sequence[str]) -> str:
     return (
         f" ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})" if names else ""
     )
+
+
+def _chosen(c: Chosen) -> str:
+    """Say what is read for some columns."""
+    share = f"{format_bytes(c.nbytes)} of {format_bytes(c.whole_nbytes)}"
+    why = ", as columns are not stored apart" if c.nbytes == c.whole_nbytes else ""
+    return f"{c.variable}: {c.n:,} of {c.n_stored:,} along {c.dim}, for which {share} are read{why}"
 
 
 def _reading(plan: "Plan", epoch: int) -> str:

@@ -215,6 +215,8 @@ def first_labels(ds: xr.Dataset, windows: Windows) -> xr.Dataset:
     xarray.Dataset
         Coordinates alone, each place once along each dimension.
     """
+    if windows.starts is None:  # rows begin everywhere
+        return ds.coords.to_dataset()
     starts = windows.starts_of(np.arange(len(windows)))
     places = {d: np.unique(starts[:, k]) for k, d in enumerate(windows.dims)}
     return ds.coords.to_dataset().isel(places)

@@ -14,6 +14,7 @@ from xloader.contract import Fusion
 from xloader.csr import CSRArray
 from xloader.errors import PlanError, SchemaError
 from xloader.padding import nothing, pad
+from xloader.planned import Chosen
 from xloader.read import Reader, RowReader, TileReader, Values, make_reader
 from xloader.unchanged import Unchanged
 
@@ -194,6 +195,18 @@ class Source:
             Bytes, on average, over all variables that are not in memory.
         """
         return sum(r.stored_nbytes for r in self.readers.values())
+
+    @property
+    def chosen(self) -> tuple[Chosen, ...]:
+        """
+        Return what is read for variables of which some columns are wanted.
+
+        Returns
+        -------
+        tuple of Chosen
+            Those that are read straight from storage.
+        """
+        return tuple(r.chosen for r in self.readers.values() if r.chosen is not None)
 
     @property
     def advice(self) -> str | None:

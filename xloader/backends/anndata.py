@@ -172,18 +172,42 @@ class CSCGroup(RowArray):
     name : str
         Path of the group inside it, with `data`, `indices` and `indptr`.
     shape : tuple of int
-        ``(n_rows, n_columns)``.
+        ``(n_rows, n_columns)`` as stored.
+    columns : ndarray of int64, optional
+        Rising numbers of the columns that it has; others are never read. Default: all.
     """
 
     by_column = True
 
-    def __init__(self, file: HDF5File, name: str, shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        file: HDF5File,
+        name: str,
+        shape: tuple[int, int],
+        columns: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         self.transposed = CSRGroup(file, name, (shape[1], shape[0]))
-        n_values = int(self.transposed.indptr[-1])
+        self.columns = columns
+        self.n_values = int(self._begins[-1])
         value_nbytes = self.transposed.dtype.itemsize + 4
-        rows = SCAN_NBYTES * shape[0] // max(1, n_values * value_nbytes)
-        super().__init__(shape, self.transposed.dtype, max(1, min(rows, shape[0])))
+        rows = SCAN_NBYTES * shape[0] // max(1, self.n_values * value_nbytes)
+        here = shape[0], len(self._begins) - 1
+        super().__init__(here, self.transposed.dtype, max(1, min(rows, shape[0])))
         self.scan_values = SCAN_NBYTES // 4 // value_nbytes
+
+    @property
+    def _begins(self) -> npt.NDArray[np.int64]:
+        """Count the stored values before each column that it has, and all of them."""
+        indptr = self.transposed.indptr
+        if self.columns is None:
+            return indptr
+        return np.append(0, np.cumsum(np.diff(indptr)[self.columns]))
+
+    @override
+    def of_columns(self, columns: npt.NDArray[np.int64]) -> "CSCGroup":  # numpydoc ignore=GL08
+        of = self.transposed
+        there = columns if self.columns is None else self.columns[columns]
+        return CSCGroup(of.file, of.name, (self.shape[0], of.shape[0]), there)
 
     @cached_property
     def row_starts(self) -> npt.NDArray[np.int64]:
@@ -205,11 +229,14 @@ class CSCGroup(RowArray):
         return {k: v for k, v in self.__dict__.items() if k != "row_starts"}
 
     def _pieces(self) -> Iterator[tuple[int, CSRArray]]:
-        """Yield all columns as rows of the transposed matrix, a bounded number of values each."""
-        indptr = self.transposed.indptr
-        parts = np.searchsorted(indptr, np.arange(0, indptr[-1], self.scan_values), "right") - 1
+        """Yield its columns as rows of the transposed matrix, a bounded number of values each."""
+        begins, columns = self._begins, self.columns
+        parts = np.searchsorted(begins, np.arange(0, begins[-1], self.scan_values), "right") - 1
         for a, b in itertools.pairwise(np.unique([*parts, self.shape[1]]).tolist()):
-            yield a, self.transposed.read_rows(a, b)
+            there = np.arange(a, b) if columns is None else columns[a:b]
+            cuts = np.flatnonzero(np.diff(there) != 1) + 1
+            first, last = there[np.append(0, cuts)], there[np.append(cuts, len(there)) - 1]
+            yield a, self.transposed.read_ranges(first, last + 1)
 
     @override
     def read_rows(self, start: int, stop: int) -> CSRArray:  # numpydoc ignore=GL08
@@ -236,11 +263,14 @@ class CSCGroup(RowArray):
     def nnz_of(
         self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:  # numpydoc ignore=GL08
+        if not starts.any() and (stops == self.shape[0]).all():  # known without a scan
+            return np.full(len(starts), self.n_values)
         return self.row_starts[stops] - self.row_starts[starts]
 
     @override
     def _raw(self, key: Key) -> npt.NDArray[Any]:
-        return self.transposed._raw(key[::-1]).T
+        columns: Any = key[1] if self.columns is None else self.columns[key[1]]
+        return self.transposed._raw((columns, key[0])).T
 
 
 class AnnDataBackendEntrypoint(BackendEntrypoint):

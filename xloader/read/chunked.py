@@ -195,11 +195,12 @@ class ChunkReader(Reader):
             here = np.flatnonzero(chunk_rows == row)
             inside = places[here, 0] - self.grid.edges[0][row]
             for at in np.ndindex(*(len(e) - 1 for e in self.grid.edges[1:])):
-                target = tuple(
+                target = [
                     slice(e[k], e[k + 1]) for e, k in zip(self.grid.edges[1:], at, strict=True)
-                )
-                box: Any = (here, *target)
-                out[box] = table[(row, *at)][inside]
+                ]
+                if all(t.start < t.stop for t in target):  # dask keeps chunks without elements
+                    box: Any = (here, *target)
+                    out[box] = table[(row, *at)][inside]
 
     def _boxes(self, table: Table, places: Int64, out: npt.NDArray[Any]) -> None:
         """Cut windows one by one, each from the chunks it touches."""

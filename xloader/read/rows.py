@@ -45,16 +45,39 @@ class RowReader(Reader):
         super().__init__(variable, windows)
         assert self.axes[0] is not None
         self.axis = self.axes[0]
-        self.array = array
+        self.whole = array
+        wanted = np.unique(index[1])
+        self.array = array.of_columns(wanted) if len(wanted) < array.shape[1] else array
+        columns = index[1] if self.array is array else np.searchsorted(wanted, index[1])
         self.rows = index[0]
-        self.panel = panel(index[1], array.shape[1])
+        self.panel = panel(columns, self.array.shape[1])
         self.dense = dense
-        if getattr(array, "by_column", False):
+        if self.array.by_column and self.array.block_rows < len(self.rows):
             warn(
-                "this matrix is stored by column (CSC): every read of some cells scans all of it; "
-                "xl.convert writes a store by row",
+                "this matrix is stored by column (CSC): every read of some cells scans all of "
+                f"{'it' if self.array is array else f'{len(wanted):,} columns'}; xl.convert writes a "
+                "store by row",
                 PerformanceWarning,
             )
+
+    def decoded_nbytes(self) -> tuple[int, int]:
+        """
+        Return the bytes that are decoded if each block of rows is read once.
+
+        Returns
+        -------
+        tuple of int
+            Values and column numbers: of what is read, and of all columns of the same rows.
+        """
+        each = self.dtype.itemsize + 4
+        if self.array is not self.whole:  # by column: every read scans all rows
+            first, stop = np.zeros(1, np.int64), np.array([self.array.shape[0]])
+            part, whole = (int(a.nnz_of(first, stop)[0]) for a in (self.array, self.whole))
+            return part * each, whole * each
+        unit = self.array.block_rows
+        blocks = np.unique(self.rows // unit)
+        ends = blocks * unit, np.minimum((blocks + 1) * unit, self.array.shape[0])
+        return (int(self.array.nnz_of(*ends).sum()) * each,) * 2
 
     @property
     @override
