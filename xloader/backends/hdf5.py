@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from xloader.arrays import Key, StoredArray
 from xloader.backends import hdf5_chunks
-from xloader.errors import ReadError, XloaderError
+from xloader.errors import ReadError, SchemaError, XloaderError
 from xloader.unchanged import Mark, Unchanged
 
 _MAX_OPEN = 32
@@ -152,6 +152,35 @@ def text(value: Any) -> str:
         Decoded as UTF-8.
     """
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def require_own(file: HDF5File, names: Iterable[str]) -> None:
+    """
+    Refuse elements whose bytes lie in other files, which nobody named.
+
+    Parameters
+    ----------
+    file : HDF5File
+        The file.
+    names : iterable of str
+        Paths of datasets inside it.
+
+    Raises
+    ------
+    SchemaError
+        If a link on the way leads into another file, or values lie outside or are put together
+        from elsewhere.
+    """
+    for name in names:
+        parts = name.strip("/").split("/")
+        paths = ["/".join(parts[: k + 1]) for k in range(len(parts))]
+        link = any(isinstance(file.handle.get(p, getlink=True), h5py.ExternalLink) for p in paths)
+        if link or file.handle[name].external or file.handle[name].is_virtual:
+            msg = (
+                f"`{name}` of {file.path!r} lies in another file, and xloader reads nothing but what it "
+                "was given; copy the values into one file (`h5repack` and h5py's `copy` can do it)"
+            )
+            raise SchemaError(msg)
 
 
 def read(file: HDF5File, name: str, key: Any = ()) -> npt.NDArray[Any]:
