@@ -67,10 +67,6 @@ def _of_hdf5(file: Path, group: str) -> tuple[str, str]:
     from xloader.backends.hdf5 import HDF5File
 
     with HDF5File(str(file)).reading() as opened:
-        if tenx.is_tenx(opened):
-            return "tenx", "cells"
-        if loom.is_loom(opened):
-            return "loom", "cells"
         found = opened.get(group or "/")
         groups = set(found) if hasattr(found, "keys") else set()
         root = sorted(opened)
@@ -80,6 +76,11 @@ def _of_hdf5(file: Path, group: str) -> tuple[str, str]:
     are_zooms = bool(groups) and all(map(str.isdecimal, groups))
     if is_cooler or are_zooms or group.rstrip("/").endswith("cells"):
         return "cooler", "contacts"
+    with HDF5File(str(file)).reading() as opened:
+        if tenx.is_tenx(opened):
+            return "tenx", "cells"
+        if loom.is_loom(opened):
+            return "loom", "cells"
     if group and not groups:
         msg = f"{str(file)!r} has no group {group!r}; at its root it has {root}"
         raise SchemaError(msg)

@@ -20,7 +20,7 @@ GENES = "Gene Expression"
 
 KINDS = {
     GENES: ("rna", "gene"),
-    "Antibody Capture": ("protein", "antibody"),
+    "Antibody Capture": ("prot", "protein"),  # a variable cannot be called as its dimension
     "Peaks": ("atac", "peak"),
     "CRISPR Guide Capture": ("crispr", "guide"),
 }
@@ -67,7 +67,7 @@ def features_dataset(
     ...     counts, cell=np.array(["AAAC-1"]), features=features, paths=("a", "b")
     ... )
     >>> dict(ds.sizes), list(ds.data_vars), ds.rna.values
-    ({'cell': 1, 'gene': 2, 'antibody': 1}, ['rna', 'protein'], array([[1., 0.]]))
+    ({'cell': 1, 'gene': 2, 'protein': 1}, ['rna', 'prot'], array([[1., 0.]]))
     """
     types = features.get("feature_type", np.full(array.shape[1], GENES, object))
     kinds = {str(t): KINDS.get(str(t)) or _kind(str(t)) for t in dict.fromkeys(types)}
@@ -83,7 +83,7 @@ def features_dataset(
         require_unique(features["id"][at], f"features of type {kind!r}", paths[1])
         variables[name] = _columns(array, dim, at, {"feature_type": kind})
         coords[dim] = label(dim, features["id"][at])
-        coords["column" if dim == "gene" else f"{dim}_column"] = xr.Variable(dim, at)
+        coords["column" if name == "X" else f"{name}_column"] = xr.Variable(dim, at)
         for column, values in features.items():
             if column != "feature_type" and (values[at] != "").any():
                 coords[f"{dim}_{column}"] = label(dim, *string_column(values[at]))
@@ -116,8 +116,8 @@ def require_unique(names: Array, what: str, path: str, first: int = 1) -> None:
 
     Parameters
     ----------
-    names : ndarray of str, shape (n,)
-        Names, in the order of the file.
+    names : ndarray of object, shape (n,)
+        Text, in the order of the file.
     what : str
         What has them, for the message.
     path : str
@@ -132,7 +132,7 @@ def require_unique(names: Array, what: str, path: str, first: int = 1) -> None:
 
     Examples
     --------
-    >>> require_unique(np.array(["a", "b", "a"]), "cells", "x.tsv")
+    >>> require_unique(np.array(["a", "b", "a"], object), "cells", "x.tsv")
     Traceback (most recent call last):
     xloader.errors.SchemaError: two cells of 'x.tsv', numbers 1 and 3, are both called 'a' (1 name ...
     """

@@ -213,7 +213,8 @@ class _Collection:
         self.then = Unchanged([str(p) for p in files])
         for file in files:
             self._add(file, whole=not path.is_dir())
-        for name in dropped:
+        self.dropped = {*dropped}
+        for name in self.dropped:
             self.members.pop(name, None)
             self.matrices.pop(name, None)
 
@@ -253,7 +254,7 @@ class _Collection:
     def dims(self, given: Dims | None) -> dict[str, tuple[str, ...]]:
         """Return the dimensions of each array, or refuse those that nobody named."""
         told = _parse(self.path, self.told) if given is None else given
-        named = {name: tuple(map(str, each)) for name, each in told.items()}
+        named = {k: tuple(map(str, each)) for k, each in told.items() if k not in self.dropped}
         shapes = dict(self.shapes())
         if unknown := sorted({*named} - {*shapes}):
             msg = f"`dims` names {unknown}, which {str(self.path)!r} lacks; it has {sorted(shapes)}"

@@ -47,7 +47,7 @@ class TenxBackendEntrypoint(BackendEntrypoint):
 
     Cells are called by their barcodes, features by their identifiers; names and genomes are
     coordinates such as `gene_name`. One type of features is `X (cell, gene)`; several are variables
-    with dimensions of their own: `rna (cell, gene)`, `protein (cell, antibody)`, `atac (cell, peak)`.
+    with dimensions of their own: `rna (cell, gene)`, `prot (cell, protein)`, `atac (cell, peak)`.
     """
 
     description = "10x Genomics matrices (.h5, folders of matrix.mtx)"
