@@ -1,4 +1,4 @@
-"""The page about contact matrices prints what it shows, and the reference lists what is public."""
+"""The pages about contact matrices and cells print what they show, and the reference lists what is public."""
 
 import doctest
 import re
@@ -20,6 +20,14 @@ def agg():
     plt.switch_backend("agg")
     yield
     plt.close("all")
+
+
+def test_cells__the_page_prints_what_it_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = doctest.ELLIPSIS
+    failed, tried = doctest.testfile(str(DOCS / "cells.md"), False, optionflags=flags)
+    assert tried > 10
+    assert failed == 0
 
 
 @pytest.mark.usefixtures("agg")

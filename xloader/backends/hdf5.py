@@ -1,5 +1,6 @@
 """HDF5 files that are reopened by path: one handle per process and file, never pickled."""
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -154,9 +155,9 @@ def text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def require_own(file: HDF5File, names: Iterable[str]) -> None:
+def require_whole(file: HDF5File, names: Iterable[str]) -> None:
     """
-    Refuse elements whose bytes lie in other files, which nobody named.
+    Refuse datasets whose values lie in other files, which nobody named, or were never written.
 
     Parameters
     ----------
@@ -167,9 +168,10 @@ def require_own(file: HDF5File, names: Iterable[str]) -> None:
 
     Raises
     ------
+    ReadError
+        If some chunks were never written, which would read as zeros.
     SchemaError
-        If a link on the way leads into another file, or values lie outside or are put together
-        from elsewhere.
+        If a link on the way leads into another file, or values are put together from others.
     """
     for name in names:
         parts = name.strip("/").split("/")
@@ -178,9 +180,36 @@ def require_own(file: HDF5File, names: Iterable[str]) -> None:
         if link or file.handle[name].external or file.handle[name].is_virtual:
             msg = (
                 f"`{name}` of {file.path!r} lies in another file, and xloader reads nothing but what it "
-                "was given; copy the values into one file (`h5repack` and h5py's `copy` can do it)"
+                "was given; copy the values into one file (h5py's `copy` can do it)"
             )
             raise SchemaError(msg)
+        written, n_chunks = chunks_written(file.handle[name])
+        if written < n_chunks:
+            msg = (
+                f"`{name}` of {file.path!r} has {written} of its {n_chunks} chunks: the file was not "
+                "written to its end, or is damaged; get a new copy"
+            )
+            raise ReadError(msg)
+
+
+def chunks_written(dataset: h5py.Dataset) -> tuple[int, int]:
+    """
+    Count the chunks of a dataset; those that were never written read as zeros.
+
+    Parameters
+    ----------
+    dataset : h5py.Dataset
+        With chunks or without, which counts as one.
+
+    Returns
+    -------
+    tuple of int
+        How many were written, and how many there should be.
+    """
+    if dataset.chunks:
+        wanted = [-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)]
+        return dataset.id.get_num_chunks(), math.prod(wanted)
+    return int(dataset.id.get_storage_size() > 0), int(dataset.size > 0)
 
 
 def read(file: HDF5File, name: str, key: Any = ()) -> npt.NDArray[Any]:

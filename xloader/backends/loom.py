@@ -13,7 +13,7 @@ from xarray.backends import BackendEntrypoint
 
 from xloader.arrays import Key, StoredArray
 from xloader.backends.features import require_unique, text_of
-from xloader.backends.hdf5 import HDF5Array, HDF5File, close_hdf5, read, require_own
+from xloader.backends.hdf5 import HDF5Array, HDF5File, close_hdf5, read, require_whole
 from xloader.backends.sizes import require_memory
 from xloader.errors import ReadError, SchemaError, warn
 from xloader.schema import Column, cells_dataset, string_column
@@ -144,7 +144,7 @@ def is_loom(root: h5py.Group) -> bool:
 
 
 def _open(file: HDF5File, cell: str | None, gene: str | None) -> xr.Dataset:
-    require_own(file, ["matrix", *(f"layers/{k}" for k in file.handle.get("layers", ()))])
+    require_whole(file, ["matrix", *(f"layers/{k}" for k in file.handle.get("layers", ()))])
     shape = file.handle["matrix"].shape
     if len(shape) != 2:
         msg = f"`matrix` of {file.path!r} has shape {shape}, not genes x cells; get a new copy"
@@ -190,7 +190,7 @@ def _attributes(
     skipped = []
     for key in file.handle[group]:
         name = f"{group}/{key}"
-        require_own(file, [name])
+        require_whole(file, [name])
         values = file.handle[name]
         is_text = h5py.check_string_dtype(values.dtype) is not None
         if values.shape[:1] != (n,):

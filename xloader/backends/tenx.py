@@ -15,7 +15,7 @@ from xarray.backends import BackendEntrypoint
 from xloader.backends import mtx
 from xloader.backends.anndata import CSRGroup
 from xloader.backends.features import features_dataset, require_counts, text_of
-from xloader.backends.hdf5 import HDF5File, close_hdf5, read, require_own
+from xloader.backends.hdf5 import HDF5File, close_hdf5, read, require_whole
 from xloader.backends.sizes import require_memory
 from xloader.csr import CSRArray
 from xloader.errors import ReadError, SchemaError
@@ -167,7 +167,7 @@ def _group(file: HDF5File, genome: str) -> str:
 
 def _open_v3(file: HDF5File) -> xr.Dataset:
     """Open the layout of Cell Ranger 3 and later: features of any types and genomes."""
-    require_own(file, ["matrix/features/id"])
+    require_whole(file, ["matrix/features/id"])
     group = file.handle["matrix/features"]
     tags = [c for c in group if not c.startswith("_") and c not in {"id", "name", "feature_type"}]
     known = ["id", *(c for c in ("name", "feature_type") if c in group), *tags]
@@ -182,7 +182,7 @@ def _open_v2(file: HDF5File, genome: str) -> xr.Dataset:
 def _open(
     file: HDF5File, group: str, columns: Mapping[str, str], genome: str | None = None
 ) -> xr.Dataset:
-    require_own(file, [*(f"{group}/{name}" for name in _MATRIX), *columns.values()])
+    require_whole(file, [*(f"{group}/{name}" for name in _MATRIX), *columns.values()])
     if file.handle[f"{group}/shape"].shape != (2,):
         msg = f"`{group}/shape` of {file.path!r} is no pair of numbers; get a new copy of the file"
         raise SchemaError(msg)
