@@ -33,9 +33,9 @@ def _matrix(group, m, cells):
     group["barcodes"] = np.array(cells, "S")
     for name, values in (("data", m.data), ("indices", m.indices), ("indptr", m.indptr)):
         dtype = values.dtype if name == "data" else np.int64
-        group.create_dataset(
-            name, data=values.astype(dtype), chunks=(min(256, len(values)),), compression="gzip"
-        )
+        chunks = (max(1, min(256, len(values))),)
+        options = {"chunks": chunks, "maxshape": (None,), "compression": "gzip"}
+        group.create_dataset(name, data=values.astype(dtype), **options)
 
 
 def write_v3(path, m, types=("Gene Expression",), order=None):

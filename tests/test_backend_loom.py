@@ -9,12 +9,13 @@ import xarray as xr
 
 import xloader as xl
 from tests.tenx_files import barcodes, counts, features
+from xloader import trace
 from xloader.backends import hdf5_chunks
 from xloader.errors import ReadError, SchemaError, XloaderWarning
 from xloader.open import identify
 
 
-def write(path, x, chunks=(16, 16)):
+def write(path, x, chunks=(16, 8)):
     n_cells, n_genes = x.shape
     with h5py.File(path, "w") as f:
         f.attrs["LOOM_SPEC_VERSION"] = "3.0.0"
@@ -78,7 +79,8 @@ def test_loom__few_cells_read_few_chunks(tmp_path, monkeypatch):
         lambda self, place: decoded.append(place) or decode(self, place),
     )
     np.testing.assert_array_equal(ds.X[17:30].values, x[17:30])
-    assert sorted(decoded) == [(row, 16) for row in range(0, 100, 16)]
+    assert sorted(decoded) == [(g, c) for g in range(0, 100, 16) for c in (16, 24)]
+    assert trace.view(ds.X.variable).array.unit == (8, 16)
 
 
 def test_loom__names_are_chosen(tmp_path):

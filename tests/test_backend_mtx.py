@@ -11,7 +11,7 @@ import scipy.sparse
 import xarray as xr
 
 import xloader as xl
-from tests.tenx_files import barcodes, counts, features, write_mtx, write_text
+from tests.tenx_files import barcodes, counts, features, write_mtx, write_text, write_v3
 from xloader.backends import mtx, sizes
 from xloader.errors import ReadError, SchemaError
 from xloader.open import identify
@@ -93,6 +93,22 @@ def test_folder__without_any_count(tmp_path):
     assert opened(tmp_path / "f").X.values.tolist() == [[0] * 4] * 3
     write_text(path, ["%%MatrixMarket  matrix COORDINATE integer general", "4\t3 0", ""])
     assert opened(tmp_path / "f").X.values.tolist() == [[0] * 4] * 3
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (200, 2), (2, 200), (70, 40)], ids=str)
+@pytest.mark.parametrize("density", [0, 0.03, 1])
+def test_formats__agree(tmp_path, shape, density):
+    m = counts(*shape, density=density, seed=5)
+    write_mtx(tmp_path / "f", m)
+    write_v3(tmp_path / "a.h5", m)
+    scipy.sparse.save_npz(tmp_path / "a.npz", m)
+    for path in ("f", "a.h5", "a.npz"):
+        ds = xl.open_cells(tmp_path / path)
+        np.testing.assert_array_equal(ds.X.values, m.toarray())
+        assert ds.X.dtype == np.int32 or not m.nnz  # scipy writes `real` where there is nothing
+        if min(shape):
+            (batch,) = xl.Loader(ds, batch_size=m.shape[0], order="shuffled", layout="dense")
+            np.testing.assert_array_equal(batch.X.values, m.toarray()[batch.row.values])
 
 
 def test_folder__several_matrices_are_chosen_by_path(tmp_path):

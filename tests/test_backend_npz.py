@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import xarray as xr
+from typing_extensions import override
 
 import xloader as xl
 from tests.tenx_files import counts
@@ -214,6 +215,7 @@ def test_bad_input__dims_that_are_no_json(tmp_path, text):
 @pytest.mark.parametrize("name", ["a.npz", "a.npy"])
 def test_untrusted__pickles_are_not_read(tmp_path, name):
     class Bomb:
+        @override
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "exploded"),))
 
