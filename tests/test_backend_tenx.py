@@ -187,9 +187,15 @@ def no_shape(f):
     f["matrix/shape"] = 7
 
 
+def a_group(f):
+    del f["matrix/data"]
+    f.create_group("matrix/data")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (a_group, "`matrix/data` of '.*a' is a group, not an array"),
         (lying_barcodes, r"`matrix/barcodes` of '.*a' has shape \(52,\), .* 53 cells and 31 feat"),
         (lying_features, r"`matrix/features/name` of '.*a' has shape \(30,\)"),
         (

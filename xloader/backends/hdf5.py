@@ -171,19 +171,24 @@ def require_whole(file: HDF5File, names: Iterable[str]) -> None:
     ReadError
         If some chunks were never written, which would read as zeros.
     SchemaError
-        If a link on the way leads into another file, or values are put together from others.
+        If a link on the way leads into another file, values are put together from others, or it is
+        a group.
     """
     for name in names:
         parts = name.strip("/").split("/")
         paths = ["/".join(parts[: k + 1]) for k in range(len(parts))]
         link = any(isinstance(file.handle.get(p, getlink=True), h5py.ExternalLink) for p in paths)
-        if link or file.handle[name].external or file.handle[name].is_virtual:
+        dataset = None if link else file.handle[name]
+        if isinstance(dataset, h5py.Group):
+            msg = f"`{name}` of {file.path!r} is a group, not an array; get a new copy of the file"
+            raise SchemaError(msg)
+        if dataset is None or dataset.external or dataset.is_virtual:
             msg = (
                 f"`{name}` of {file.path!r} lies in another file, and xloader reads nothing but what it "
                 "was given; copy the values into one file (h5py's `copy` can do it)"
             )
             raise SchemaError(msg)
-        written, n_chunks = chunks_written(file.handle[name])
+        written, n_chunks = chunks_written(dataset)
         if written < n_chunks:
             msg = (
                 f"`{name}` of {file.path!r} has {written} of its {n_chunks} chunks: the file was not "
