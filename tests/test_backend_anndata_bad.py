@@ -16,6 +16,7 @@ from tests.anndata_files import (
     write,
     write_example,
 )
+from xloader.backends.hdf5 import close_hdf5
 from xloader.errors import ReadError, SchemaError
 
 
@@ -73,7 +74,7 @@ def test_bad_input__a_hole_where_names_lie(tmp_path):
     with path.open("r+b") as f:
         f.seek(chunk.byte_offset)
         f.write(bytes(chunk.size))
-    with pytest.raises(ReadError, match=r"cannot read 'obs' of .*truncated or damaged"):
+    with pytest.raises(ReadError, match=r"cannot read 'obs/_index' of .*truncated or damaged"):
         opened(path)
 
 
@@ -87,13 +88,18 @@ def test_bad_input__another_kind_of_hdf5(tmp_path):
         opened(path)
 
 
-def test_bad_input__tables_from_before_0_7(tmp_path):
+def test_bad_input__tables_without_an_index(tmp_path):
     path = tmp_path / "x.h5ad"
     write(path, counts(4, 3))
     with h5py.File(path, "r+") as f:
+        del f["obs"].attrs["_index"]
+    with pytest.raises(SchemaError, match=r"`obs` of .* is no table.*`_index`.*write it again"):
+        opened(path)
+    close_hdf5(str(path))
+    with h5py.File(path, "r+") as f:
         del f["obs"]
-        f["obs"] = np.array([(b"a", 1)] * 4, [("index", "S1"), ("n", "i4")])
-    with pytest.raises(SchemaError, match=r"'/obs' of .* before version 0\.7.*convert it once"):
+        f["obs"] = np.zeros(4)
+    with pytest.raises(SchemaError, match=r"`obs` of .* is an array and no table"):
         opened(path)
 
 
