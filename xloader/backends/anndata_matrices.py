@@ -82,17 +82,24 @@ class CSRGroup(RowArray):
                 "end, or is damaged; get a new copy"
             )
             raise SchemaError(msg)
-        for leaf in (self.data, self.indices):
+        for leaf in (self._line("indptr"), self.data, self.indices):
             for a, b in leaf.absent():
-                # a row has no two equal columns, and of what is not zero no chunk is left out
-                rows = np.searchsorted(indptr, np.arange(a, b), "right")
-                if leaf is self.data or (np.diff(rows) == 0).any():
+                if not self._may_be_zero(leaf, a, b):
                     msg = (
                         f"`{leaf.name}` of {self.file.path!r} lacks the chunks of values {a} to {b}, which "
                         "are not zero by themselves: they were lost; copy it again (or, if zeros are "
                         "stored, call scipy's `eliminate_zeros()` and write it again)"
                     )
                     raise ReadError(msg)
+
+    def _may_be_zero(self, leaf: Leaf, a: int, b: int) -> bool:
+        """Say whether a writer may have left out chunks because they hold nothing but zeros."""
+        if leaf is self.data:  # of what is not zero
+            return False
+        if leaf is self.indices:  # a row has no two equal columns
+            return bool(np.diff(np.searchsorted(self.indptr, np.arange(a, b), "right")).all())
+        first = self.indices.read_ranges(np.array([0]), self.indptr[b : b + 1])
+        return bool((np.diff(first) > 0).all())  # else they are of more than one row
 
     @cached_property
     def indptr(self) -> npt.NDArray[np.int64]:
