@@ -1,7 +1,6 @@
 """AnnData written in every form that is read in place."""
 
 import contextlib
-import shutil
 import warnings
 
 import anndata as ad
@@ -16,32 +15,34 @@ from tests.anndata_files import counts
 FORMS = ("h5ad", "zarr2", "zarr3", "sharded")
 
 
-def _small(write_func, store, key, elem, dataset_kwargs, iospec):
-    """Cut arrays into chunks of a few elements, several in a shard."""
-    kwargs = dict(dataset_kwargs)
-    if iospec.encoding_type in {"csr_matrix", "csc_matrix"}:
-        kwargs |= {"chunks": (64,), "shards": (192,)}
-    elif iospec.encoding_type in {"array", "string-array"} and np.size(elem):
-        kwargs |= {"chunks": (16,) * np.ndim(elem), "shards": (48,) * np.ndim(elem)}
-    write_func(store, key, elem, dataset_kwargs=kwargs)
+def _sharded(unit):
+    """Return what cuts arrays into chunks of so many elements, three in a shard."""
+
+    def callback(write_func, store, key, elem, dataset_kwargs, iospec):
+        kwargs = dict(dataset_kwargs)
+        if iospec.encoding_type in {"csr_matrix", "csc_matrix"}:
+            kwargs |= {"chunks": (unit,), "shards": (3 * unit,)}
+        elif iospec.encoding_type in {"array", "string-array"} and np.size(elem):
+            sides = (unit // 4,) * np.ndim(elem)
+            kwargs |= {"chunks": sides, "shards": tuple(3 * s for s in sides)}
+        write_func(store, key, elem, dataset_kwargs=kwargs)
+
+    return callback
 
 
-def write_form(folder, adata, form, name="x"):
+def write_form(folder, adata, form, name="x", unit=64):
     """Write an AnnData in one of the forms and return its path."""
+    path = folder / f"{name}.{form}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of zarr and anndata, about formats to come
-        return _write_form(folder / f"{name}.{form}", adata, form)
-
-
-def _write_form(path, adata, form):
-    if form == "h5ad":
-        adata.write_h5ad(path, convert_strings_to_categoricals=False)
-    elif form == "sharded":
-        group = zarr.open_group(str(path), mode="w", zarr_format=3)
-        write_dispatched(group, "/", adata, callback=_small)
-    else:
-        with ad.settings.override(zarr_write_format=int(form[-1])):
-            adata.write_zarr(path, convert_strings_to_categoricals=False)
+        if form == "h5ad":
+            adata.write_h5ad(path, convert_strings_to_categoricals=False)
+        elif form == "sharded":
+            group = zarr.open_group(str(path), mode="w", zarr_format=3)
+            write_dispatched(group, "/", adata, callback=_sharded(unit))
+        else:
+            with ad.settings.override(zarr_write_format=int(form[-1])):
+                adata.write_zarr(path, convert_strings_to_categoricals=False)
     return path
 
 
@@ -91,8 +92,3 @@ def example(n=300, n_genes=40, seed=0):
         obsm={"X_pca": rng.random((n, 3)), "table": obs[["n", "score"]]},
         uns={"note": "text", "n": 3, "more": {"a": np.arange(3)}},
     )
-
-
-def remove(path):
-    """Remove a file or a directory."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -13,6 +13,7 @@ import xarray as xr
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typing_extensions import override
 
 import xloader as xl
 from tests.anndata_files import counts, dense
@@ -207,6 +208,7 @@ class Dense(StoredArray):
         super().__init__(values.shape, values.dtype)
         self.values = values
 
+    @override
     def _raw(self, key):
         return self.values[key]
 

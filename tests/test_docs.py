@@ -22,6 +22,13 @@ def agg():
     plt.close("all")
 
 
+def test_cells__the_page_prints_what_it_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed, tried = doctest.testfile(str(DOCS / "cells.md"), module_relative=False)
+    assert tried > 10
+    assert failed == 0
+
+
 @pytest.mark.usefixtures("agg")
 def test_contacts__the_page_prints_what_it_shows(tmp_path, monkeypatch):
     pytest.importorskip("torch")

@@ -67,13 +67,14 @@ class CSRGroup(RowArray):
         return leaf
 
     def _check(self, n_data: int, n_indices: int) -> None:
-        n, indptr = self.shape[0], self.indptr
-        if len(indptr) != n + 1:
+        n, pointers = self.shape[0], self._line("indptr")
+        if pointers.shape != (n + 1,):
             msg = (
-                f"`{self.name}/indptr` of {self.file.path!r} has {len(indptr)} entries, its shape asks "
+                f"`{self.name}/indptr` of {self.file.path!r} has {pointers.shape[0]} entries, its shape asks "
                 f"for {n + 1}: the file was written wrongly or is damaged; write it again"
             )
             raise SchemaError(msg)
+        indptr = self.indptr
         steps = np.diff(indptr, prepend=0, append=min(n_data, n_indices))
         if n_data != n_indices or steps[0] or steps[-1] or steps.min() < 0:
             msg = (
@@ -82,7 +83,7 @@ class CSRGroup(RowArray):
                 "end, or is damaged; get a new copy"
             )
             raise SchemaError(msg)
-        for leaf in (self._line("indptr"), self.data, self.indices):
+        for leaf in (pointers, self.data, self.indices):
             for a, b in leaf.absent():
                 if not self._may_be_zero(leaf, a, b):
                     msg = (

@@ -96,16 +96,16 @@ class Leaf(ABC):
             As for `read`.
         """
 
+    @abstractmethod
     def absent(self) -> list[tuple[int, int]]:
         """
-        Return what no file holds, and reads as the fill value, of a one-dimensional array.
+        Return which chunks were never written, or lost, of a line; they read as zeros.
 
         Returns
         -------
         list of (int, int)
-            Half-open ranges of elements; none where a single file holds everything.
+            Half-open ranges of elements.
         """
-        return []
 
 
 class Tree(ABC):

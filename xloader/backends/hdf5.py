@@ -126,6 +126,8 @@ class HDF5File(Tree):
             return self.handle[value].name
         if isinstance(value, np.ndarray):
             return [text(v) if isinstance(v, bytes) else v for v in value.tolist()]
+        if isinstance(value, h5py.Empty):
+            return []
         return text(value) if isinstance(value, bytes) else value
 
     @override
@@ -322,3 +324,17 @@ class HDF5Leaf(Leaf):
     def read_ranges(self, starts: Int64, stops: Int64) -> npt.NDArray[Any]:  # numpydoc ignore=GL08
         values = read_ranges(self.file, self.name, starts, stops)
         return values.astype(self.dtype, copy=False)
+
+    @override
+    def absent(self) -> list[tuple[int, int]]:  # numpydoc ignore=GL08
+        with self.file.reading(self.name) as opened:
+            stored, n = opened[self.name].id, self.shape[0]
+            if self.chunks is None:
+                return [(0, n)] if n and not stored.get_storage_size() else []
+            length, n_written = self.chunks[0], stored.get_num_chunks()
+            if n_written == -(-n // length):
+                return []
+            infos = map(stored.get_chunk_info, range(n_written))
+            begins = sorted(info.chunk_offset[0] for info in infos)
+        ends = [0, *(k for a in begins for k in (a, min(a + length, n))), n]
+        return [(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if a < b]

@@ -22,6 +22,7 @@ FEATURES: Mapping[str, str] = {
     "prot": "protein",
     "adt": "protein",
     "atac": "peak",
+    "crispr": "guide",
 }
 """Dimension of the features of a modality; `<modality>_feature` of one that is not named here."""
 
