@@ -12,8 +12,9 @@ from typing_extensions import override
 from xarray.backends import BackendEntrypoint
 
 from xloader.arrays import Key, StoredArray
+from xloader.backends.elements import DenseElement, Leaf
 from xloader.backends.features import require_unique, text_of
-from xloader.backends.hdf5 import HDF5Array, HDF5File, close_hdf5, read, require_whole
+from xloader.backends.hdf5 import HDF5File, close_hdf5, read, require_whole
 from xloader.backends.sizes import require_memory
 from xloader.errors import ReadError, SchemaError, warn
 from xloader.schema import Column, cells_dataset, string_column
@@ -28,14 +29,12 @@ class Transposed(StoredArray):
 
     Parameters
     ----------
-    file : HDF5File
-        The file.
-    name : str
-        Path of the dataset inside it.
+    leaf : Leaf
+        The matrix, as stored.
     """
 
-    def __init__(self, file: HDF5File, name: str) -> None:
-        self.stored = HDF5Array(file, name)
+    def __init__(self, leaf: Leaf) -> None:
+        self.stored = DenseElement(leaf)
         super().__init__(self.stored.shape[::-1], self.stored.dtype)
 
     @property
@@ -144,8 +143,9 @@ def is_loom(root: h5py.Group) -> bool:
 
 
 def _open(file: HDF5File, cell: str | None, gene: str | None) -> xr.Dataset:
-    require_whole(file, ["matrix", *(f"layers/{k}" for k in file.handle.get("layers", ()))])
-    shape = file.handle["matrix"].shape
+    keys = [*file.handle.get("layers", ())]
+    matrix, *layers = require_whole(file, ["matrix", *(f"layers/{key}" for key in keys)])
+    shape = matrix.shape
     if len(shape) != 2:
         msg = f"`matrix` of {file.path!r} has shape {shape}, not genes x cells; get a new copy"
         raise SchemaError(msg)
@@ -155,9 +155,8 @@ def _open(file: HDF5File, cell: str | None, gene: str | None) -> xr.Dataset:
         _names(file, "col_attrs", obs[0], cell, _CELLS),
         _names(file, "row_attrs", var[0], gene, _GENES),
     ]
-    arrays: dict[str, Any] = {"X": (("cell", "gene"), Transposed(file, "matrix"), {})}
-    for key in file.handle.get("layers", ()):
-        layer = Transposed(file, f"layers/{key}")
+    arrays: dict[str, Any] = {"X": (("cell", "gene"), Transposed(matrix), {})}
+    for key, layer in zip(keys, map(Transposed, layers), strict=True):
         if layer.shape != (n_cells, n_genes):
             msg = (
                 f"`layers/{key}` of {file.path!r} has shape {layer.shape[::-1]}, `matrix` has {shape}: "
@@ -190,7 +189,7 @@ def _attributes(
     skipped = []
     for key in file.handle[group]:
         name = f"{group}/{key}"
-        require_whole(file, [name])
+        (leaf,) = require_whole(file, [name])
         values = file.handle[name]
         is_text = h5py.check_string_dtype(values.dtype) is not None
         if values.shape[:1] != (n,):
@@ -206,7 +205,7 @@ def _attributes(
             native = data.astype(data.dtype.newbyteorder("="), copy=False)
             columns[key] = string_column(text_of(data.tolist())) if is_text else (native, {})
         elif values.ndim == 2 and values.dtype.kind in "biuf":
-            arrays[key] = HDF5Array(file, name)
+            arrays[key] = DenseElement(leaf)
         else:
             skipped.append(name)
     if skipped:

@@ -13,7 +13,7 @@ from typing_extensions import override
 from xarray.backends import BackendEntrypoint
 
 from xloader.backends import mtx
-from xloader.backends.anndata import CSRGroup
+from xloader.backends.anndata_matrices import CSRGroup
 from xloader.backends.features import features_dataset, require_counts, text_of
 from xloader.backends.hdf5 import HDF5File, close_hdf5, read, require_whole
 from xloader.backends.sizes import require_memory
