@@ -162,5 +162,5 @@ def test_untrusted__links_into_other_files_are_not_followed(tmp_path, name):
     with h5py.File(path, "r+") as f:
         del f[name]
         f[name] = h5py.ExternalLink("secret", name)
-    with pytest.raises(SchemaError, match=f"`{name}` of '.*a' lies in another file"):
+    with pytest.raises(ReadError, match=f"`{name}` of '.*a' lies in another file"):
         opened(path)

@@ -281,8 +281,9 @@ def test_untrusted__links_into_other_files_are_not_followed(tmp_path, name):
     with h5py.File(path, "r+") as f:
         del f[name]
         f[name] = h5py.ExternalLink("secret", name)
-    message = r"no 10x matrix" if name == "matrix" else r"of '.*a' lies in another file"
-    with pytest.raises(SchemaError, match=message):
+    root = name == "matrix"
+    message = r"no 10x matrix" if root else r"of '.*a' lies in another file"
+    with pytest.raises(SchemaError if root else ReadError, match=message):
         opened(path)
 
 
@@ -300,7 +301,7 @@ def test_untrusted__values_outside_of_the_file(tmp_path, kind):
             layout = h5py.VirtualLayout((n,), "i4")
             layout[:] = h5py.VirtualSource(str(tmp_path / "b"), "x", (n,), "i4")
             f.create_virtual_dataset("matrix/data", layout)
-    with pytest.raises(SchemaError, match=r"`matrix/data` of '.*a' lies in another file"):
+    with pytest.raises(ReadError, match=r"`matrix/data` of '.*a' lies in another file"):
         opened(path)
 
 

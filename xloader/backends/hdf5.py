@@ -169,10 +169,10 @@ def require_whole(file: HDF5File, names: Iterable[str]) -> None:
     Raises
     ------
     ReadError
-        If some chunks were never written, which would read as zeros.
+        If some chunks were never written, which would read as zeros, a link on the way leads into
+        another file, or values are put together from others.
     SchemaError
-        If a link on the way leads into another file, values are put together from others, or it is
-        a group.
+        If it is a group.
     """
     for name in names:
         parts = name.strip("/").split("/")
@@ -187,7 +187,7 @@ def require_whole(file: HDF5File, names: Iterable[str]) -> None:
                 f"`{name}` of {file.path!r} lies in another file, and xloader reads nothing but what it "
                 "was given; copy the values into one file (h5py's `copy` can do it)"
             )
-            raise SchemaError(msg)
+            raise ReadError(msg)
         written, n_chunks = chunks_written(dataset)
         if written < n_chunks:
             msg = (
