@@ -94,6 +94,20 @@ def test_v3__each_type_is_a_variable(tmp_path, scattered):
     assert stored.compute().identical(ds.compute())
 
 
+def test_v3__columns_are_those_that_the_file_lists(tmp_path):
+    path = write_v3(tmp_path / "a", counts())
+    with h5py.File(path, "r+") as f:
+        f["matrix/features/target_sets/panel"] = np.arange(5)  # as of targeted panels
+        f["matrix/features/read"][:] = b"R2"
+    assert set(opened(path).coords) == {
+        "cell", "row", "gene", "column", "gene_id", "gene_name", "gene_genome", "gene_read",
+    }  # fmt: skip
+    close_hdf5(str(path))
+    with h5py.File(path, "r+") as f:
+        del f["matrix/features/_all_tag_keys"]
+    assert {"gene_genome", "gene_read"} & set(opened(path).coords) == {"gene_genome"}
+
+
 def test_v3__one_type_is_x_whatever_its_dimension(tmp_path):
     m = counts(dtype="float32")
     ds = opened(write_v3(tmp_path / "a", m, ("Peaks",)))

@@ -21,6 +21,7 @@ from xloader.csr import CSRArray
 from xloader.errors import ReadError, SchemaError
 
 _MATRIX = ("data", "indices", "indptr", "shape", "barcodes")
+_TAGS = "_all_tag_keys"
 _V2 = {"id": "genes", "name": "gene_names"}
 
 
@@ -168,10 +169,13 @@ def _group(file: HDF5File, genome: str) -> str:
 def _open_v3(file: HDF5File) -> xr.Dataset:
     """Open the layout of Cell Ranger 3 and later: features of any types and genomes."""
     require_whole(file, ["matrix/features/id"])
-    group = file.handle["matrix/features"]
-    tags = [c for c in group if not c.startswith("_") and c not in {"id", "name", "feature_type"}]
-    known = ["id", *(c for c in ("name", "feature_type") if c in group), *tags]
-    return _open(file, "matrix", {c: f"matrix/features/{c}" for c in known})
+    there = set(file.handle["matrix/features"])
+    tags = ["genome"]  # beside them lie groups, such as `target_sets`
+    if _TAGS in there:
+        require_whole(file, [f"matrix/features/{_TAGS}"])
+        tags = text_of(read(file, f"matrix/features/{_TAGS}").tolist()).tolist()
+    columns = [c for c in dict.fromkeys(["id", "name", "feature_type", *tags]) if c in there]
+    return _open(file, "matrix", {c: f"matrix/features/{c}" for c in columns})
 
 
 def _open_v2(file: HDF5File, genome: str) -> xr.Dataset:
