@@ -1,6 +1,7 @@
 """AnnData in HDF5 and in zarr of both formats: every encoding equals what anndata reads."""
 
 import pickle
+import shutil
 import warnings
 
 import anndata as ad
@@ -432,6 +433,15 @@ def test_collection__of_text_and_numbers_in_a_column_is_refused(tmp_path):
     )
     with pytest.raises(SchemaError, match=expected):
         xl.open_cells(write_collection(tmp_path, parts))
+
+
+def test_collection__that_lost_a_dataset_is_refused(tmp_path):
+    path = write_collection(tmp_path, [example(9, seed=k) for k in range(4)])
+    shutil.rmtree(path / "dataset_1")
+    expected = r"c\.zarr' lacks \['dataset_1'\] of its datasets, and has 'dataset_3': copy it again"
+    with pytest.raises(ReadError, match=expected):
+        xl.open_cells(path)
+    assert xl.open_cells(f"{path}::/dataset_2").sizes["cell"] == 9
 
 
 # bad input
