@@ -538,11 +538,15 @@ LOST = r"lacks the chunks of values \d+ to \d+, which are not zero.*they were lo
         (replace("obs/cell_type/codes", lambda v: v + 3), "`obs/cell_type/codes` of .* holds codes 2 to 5 for 4 categories"),
         (replace("obs/n", lambda v: v[1:]), "column 'n' of `obs` has 299 values, its index 300"),
         (replace("obs/holes/mask", lambda v: v[1:]), "column 'holes/mask' of `obs` has 299 values"),
+        (lambda path: shutil.rmtree(path / "X/indptr"), r"`X/indptr` of .* is missing: beside it .*'data'"),
+        (lambda path: shutil.rmtree(path / "obs/n"), "`obs/n` of .* is missing"),
+        (lambda path: shutil.rmtree(path / "obs/cell_type/codes"), "`obs/cell_type/codes` of .* is missing"),
         (cut_metadata, r"cannot read .*X/data/(\.zarray|zarr\.json)'.*damaged"),
     ],
     ids=[
         "data lost", "one chunk of data", "one of indices", "one of indptr", "names", "short indptr",
-        "falling indptr", "shifted indptr", "wide indices", "codes", "column", "mask", "metadata",
+        "falling indptr", "shifted indptr", "wide indices", "codes", "column", "mask", "no indptr",
+        "no column", "no codes", "metadata",
     ],
 )  # fmt: skip
 def test_bad_input__told_when_it_is_opened(tmp_path, form, damage, message):
