@@ -1,6 +1,7 @@
 """AnnData in HDF5 and in zarr of both formats: every encoding equals what anndata reads."""
 
 import pickle
+import shutil
 import warnings
 
 import anndata as ad
@@ -434,6 +435,15 @@ def test_collection__of_text_and_numbers_in_a_column_is_refused(tmp_path):
         xl.open_cells(write_collection(tmp_path, parts))
 
 
+def test_collection__that_lost_a_dataset_is_refused(tmp_path):
+    path = write_collection(tmp_path, [example(9, seed=k) for k in range(4)])
+    shutil.rmtree(path / "dataset_1")
+    expected = r"c\.zarr' lacks \['dataset_1'\] of its datasets, and has 'dataset_3': copy it again"
+    with pytest.raises(ReadError, match=expected):
+        xl.open_cells(path)
+    assert xl.open_cells(f"{path}::/dataset_2").sizes["cell"] == 9
+
+
 # bad input
 
 
@@ -528,11 +538,15 @@ LOST = r"lacks the chunks of values \d+ to \d+, which are not zero.*they were lo
         (replace("obs/cell_type/codes", lambda v: v + 3), "`obs/cell_type/codes` of .* holds codes 2 to 5 for 4 categories"),
         (replace("obs/n", lambda v: v[1:]), "column 'n' of `obs` has 299 values, its index 300"),
         (replace("obs/holes/mask", lambda v: v[1:]), "column 'holes/mask' of `obs` has 299 values"),
+        (lambda path: shutil.rmtree(path / "X/indptr"), r"`X/indptr` of .* is missing: beside it .*'data'"),
+        (lambda path: shutil.rmtree(path / "obs/n"), "`obs/n` of .* is missing"),
+        (lambda path: shutil.rmtree(path / "obs/cell_type/codes"), "`obs/cell_type/codes` of .* is missing"),
         (cut_metadata, r"cannot read .*X/data/(\.zarray|zarr\.json)'.*damaged"),
     ],
     ids=[
         "data lost", "one chunk of data", "one of indices", "one of indptr", "names", "short indptr",
-        "falling indptr", "shifted indptr", "wide indices", "codes", "column", "mask", "metadata",
+        "falling indptr", "shifted indptr", "wide indices", "codes", "column", "mask", "no indptr",
+        "no column", "no codes", "metadata",
     ],
 )  # fmt: skip
 def test_bad_input__told_when_it_is_opened(tmp_path, form, damage, message):

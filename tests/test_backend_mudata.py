@@ -139,6 +139,23 @@ def test_loader__labels_stay_with_rows_after_a_shuffle(tmp_path, mods, layout, s
     assert seen != ds.cell.values.tolist()
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_labels__of_cells_that_a_modality_lacks_are_missing(tmp_path, mods):
+    torch = pytest.importorskip("torch")
+    write_mudata(tmp_path / "x.h5mu", mods)
+    ds = xl.open_cells(tmp_path / "x.h5mu")
+    loader = xl.Loader(ds, batch_size=64, shuffle=True, labels=["rna_kind"], variables=["rna"])
+    assert loader.categories == {"rna_kind": ["a", "b"]}
+    kinds = mods["rna"].obs["kind"].cat.codes
+    names, n = ds.cell.values, 0
+    for batch in xl.torch.IterableDataset(loader):
+        expected = [kinds.get(names[k], -1) for k in batch["sample_id"].tolist()]
+        assert batch["rna_kind"].tolist() == expected
+        assert batch["rna_kind"].dtype == torch.int64
+        n += len(expected)
+    assert n == len(names)
+
+
 def test_convert__keeps_the_union(tmp_path, mods):
     write_mudata(tmp_path / "x.h5mu", mods)
     ds = xl.open_cells(tmp_path / "x.h5mu")

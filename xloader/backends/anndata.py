@@ -216,7 +216,9 @@ def cells_of(tree: Tree, group: str) -> tuple[xr.Dataset, dict[str, str]]:
     if _is_one(tree, group):
         parts = [_Opening(tree, group)]
     else:
-        parts = [_Opening(tree, f"{group}/{name}".lstrip("/")) for name in _members(tree, group)]
+        names = _members(tree, group)
+        _require_all(tree, group, names)
+        parts = [_Opening(tree, f"{group}/{name}".lstrip("/")) for name in names]
         for part in parts[1:]:
             part.require_like(parts[0])
     obs, first = join_frames([p.obs for p in parts], [p.group for p in parts]), parts[0]
@@ -247,6 +249,14 @@ def _members(tree: Tree, group: str) -> list[str]:
         return stem, int(name[len(stem) :] or 0)
 
     return sorted(names, key=number)
+
+
+def _require_all(tree: Tree, group: str, names: Sequence[str]) -> None:
+    """Refuse a collection of annbatch, which numbers its datasets, of which one was lost."""
+    lost = sorted({f"dataset_{k}" for k in range(len(names))} - {*names})
+    if lost and encoding_of(tree, group).startswith("annbatch"):
+        msg = f"{tree.path!r} lacks {lost} of its datasets, and has {names[-1]!r}: copy it again"
+        raise ReadError(msg)
 
 
 _Arrays = dict[str, tuple[tuple[str, ...], StoredArray, dict[str, str]]]
