@@ -179,7 +179,7 @@ def test_loader__decodes_each_block_of_each_file_once():
     x = {k: (rng.random((n, 17)) < 0.4).astype("float32") for k, n in (("a", 21), ("b", 13))}
     sources = {k: cells(Rows(v), n=len(v)).drop_vars("loadings") for k, v in x.items()}
     sources = {k: ds.chunk({"cell": 8}) for k, ds in sources.items()}
-    loader = xl.Loader(sources, batch_size=5, shuffle=True)
+    loader = xl.Loader(xl.concat(sources), batch_size=5, shuffle=True)
     whole = np.concatenate([x["a"], x["b"]])
     for batch in loader:
         np.testing.assert_array_equal(dense(batch.X.data), whole[batch.sample_id.values])
@@ -517,15 +517,15 @@ def test_state__names_the_file_that_changed(paths):
 
 def test_state__stays_small_for_many_files():
     sources = {f"file{k}": cells_of(np.full((3, 2), k), ["g0", "g1"]) for k in range(100)}
-    loader = xl.Loader(sources, batch_size=8)
+    loader = xl.Loader(xl.concat(sources), batch_size=8)
     state = loader.state_dict()
     assert len(json.dumps(state)) < 1000
     sources["file7"] = cells_of(np.full((3, 2), 99), ["g0", "g1"])
     with pytest.raises(StateError, match="'file7'.* or some of these, changed"):
-        xl.Loader(sources, batch_size=8).load_state_dict(state)
+        xl.Loader(xl.concat(sources), batch_size=8).load_state_dict(state)
     del sources["file7"]
     with pytest.raises(StateError, match="of other data"):
-        xl.Loader(sources, batch_size=8).load_state_dict(state)
+        xl.Loader(xl.concat(sources), batch_size=8).load_state_dict(state)
 
 
 def test_loader__goes_to_other_processes_as_a_recipe(paths):

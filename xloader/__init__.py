@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from xloader.summary import check_statistics, statistics
     from xloader.together import merge
     from xloader.tracks import open_track
+    from xloader.variable_genes import highly_variable
     from xloader.views import split
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "convert",
     "errors",
     "export",
+    "highly_variable",
     "merge",
     "open_cells",
     "open_contacts",
@@ -52,6 +54,7 @@ _FROM = {
     "concat": "joined",
     "convert": "conversion",
     "export": "exporting",
+    "highly_variable": "variable_genes",
     "merge": "together",
     "open_cells": "open",
     "open_contacts": "open",

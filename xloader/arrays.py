@@ -176,6 +176,22 @@ class RowArray(StoredArray):
         # the joined rows and their pieces
         return 2 * self.nnz_of(starts, stops) * (self.dtype.itemsize + 4)
 
+    def of_columns(self, columns: Int64) -> "RowArray":  # noqa: ARG002 # for formats that can
+        """
+        Return an array of some columns, if they can be read without the others.
+
+        Parameters
+        ----------
+        columns : ndarray of int64, shape (n,)
+            Rising numbers of columns.
+
+        Returns
+        -------
+        RowArray
+            Of these columns alone; this array itself where rows are stored whole.
+        """
+        return self
+
     @abstractmethod
     def nnz_of(self, starts: Int64, stops: Int64) -> Int64:
         """

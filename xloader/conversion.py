@@ -37,7 +37,7 @@ _TASKS = 8  # a number of processors would decide on the size of shards
 
 
 def convert(
-    source: str | os.PathLike[str] | xr.Dataset | Sequence[Any] | Mapping[str, Any],
+    source: str | os.PathLike[str] | xr.Dataset | Sequence[Any],
     store: str | os.PathLike[str],
     *,
     shuffle: bool = False,
@@ -56,11 +56,11 @@ def convert(
 
     Parameters
     ----------
-    source : str, path-like, xarray.Dataset, or a list or mapping of them
+    source : str, path-like, xarray.Dataset, or a list of them
         A ``.cool``, ``.mcool`` or ``.hic`` (all their resolutions) or ``.h5ad`` file, one cell of a
         ``.scool`` file (``file::/cells/ID``), another store, or an opened Dataset with whatever was
-        selected from it. Several files of cells go into one store as `concat` joins them, all genes
-        kept; ``convert(xl.concat(paths, join=...), store)`` keeps others.
+        selected from it. A list of cells goes into one store as `concat` joins them, all genes
+        kept; ``convert(xl.concat(paths, join=...), store)`` keeps others, and takes names.
     store : str or path-like
         Directory to make.
     shuffle : bool, optional
@@ -120,13 +120,13 @@ def convert(
 
 def _groups(source: Any) -> dict[str, xr.Dataset]:
     """Return what is converted, by the name of its group."""
-    if isinstance(source, list | tuple | Mapping) and not isinstance(source, xr.Dataset):
+    if isinstance(source, list | tuple):
         return {"": concat(source)}
     if not isinstance(source, xr.Dataset):
         if not isinstance(source, str | os.PathLike):
             msg = (
-                f"cannot convert a {type(source).__name__}; give a path or an opened Dataset, or several of "
-                "cells in a list or mapping"
+                f"cannot convert a {type(source).__name__}; give a path or an opened Dataset, a list of cells, or "
+                "what xl.concat makes of several"
             )
             raise SchemaError(msg)
         if identify(source)[1] == "cells":

@@ -327,8 +327,8 @@ def fingerprints_of(source: Source, plan: Plan, transform: Transform | None) -> 
         Hexadecimal digits for `data`, `plan`, `transform` and, where files were joined, `datasets`.
     """
     windows = plan.windows
-    room = None if windows.shift is None else windows.shift.room
-    places = windows.starts, room, windows.beyond
+    shift = windows.shift and (windows.shift.room, windows.shift.step)
+    places = windows.starts, shift, windows.beyond
     ids = np.unique(np.linspace(0, len(windows) - 1, _N_SAMPLES).astype(np.int64))
     values = source.gather([(source.load(ids, None), ids)], None)
     datasets = _datasets(source, windows)
