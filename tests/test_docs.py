@@ -46,7 +46,7 @@ def test_cells__the_page_prints_what_it_shows(tmp_path, monkeypatch):
 def in_tables(page=CONTACTS):
     """Return the calls that the tables of a page name."""
     rows = [line for line in page.read_text().splitlines() if line.startswith("| ")]
-    return [code for row in rows for code in re.findall(r"`([^`]+\))`", row)]
+    return [code for row in rows for code in re.findall(r"`([\w.]+\([^`]*\))`", row)]
 
 
 @pytest.mark.parametrize("code", in_tables())
