@@ -355,6 +355,9 @@ class _Opening:
             var=self.var.columns,
             coords=self.coords,
         )
+        for dim, frame in (("cell", self.obs), ("gene", self.var)):
+            if frame.index_name != "_index":
+                ds[dim].attrs["column"] = frame.index_name
         return ds, self.skipped
 
     def _label(self, group: str, key: str) -> str:

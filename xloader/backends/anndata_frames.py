@@ -23,6 +23,8 @@ class Frame:
 
     index: npt.NDArray[Any]
     """Names of the rows, object array of str."""
+    index_name: str
+    """What that column is called; ``_index`` if it has no name."""
     columns: dict[str, Column]
     """Columns in the order of the file."""
     skipped: dict[str, str]
@@ -116,7 +118,7 @@ def read_frame(file: HDF5File, name: str) -> Frame:
                     f"{len(index)}: {file.path!r} was not written to its end, or is damaged; get a new copy"
                 )
                 raise SchemaError(msg)
-    return Frame(index, columns, skipped)
+    return Frame(index, index_name, columns, skipped)
 
 
 def is_numeric_frame(file: HDF5File, name: str) -> bool:
