@@ -11,7 +11,7 @@ import xloader as xl
 
 DOCS = Path(__file__).parent.parent / "docs"
 CONTACTS = DOCS / "contacts.md"
-INTERNAL = {"Bins", "ContactBins", "Tensors", "best_workers", "boxes", "to_bins"}
+INTERNAL = {"Bins", "ContactBins", "best_workers", "boxes", "to_bins"}
 
 
 @pytest.fixture
@@ -29,6 +29,15 @@ def test_contacts__the_page_prints_what_it_shows(tmp_path, monkeypatch):
     flags = doctest.ELLIPSIS
     failed, tried = doctest.testfile(str(CONTACTS), module_relative=False, optionflags=flags)
     assert tried > 40
+    assert failed == 0
+
+
+def test_cells__the_page_prints_what_it_shows(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    page = str(DOCS / "cells.md")
+    failed, tried = doctest.testfile(page, module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert tried > 5
     assert failed == 0
 
 
