@@ -12,7 +12,7 @@ import xloader as xl
 DOCS = Path(__file__).parent.parent / "docs"
 CONTACTS = DOCS / "contacts.md"
 CELLS = DOCS / "cells.md"
-INTERNAL = {"Bins", "ContactBins", "Tensors", "best_workers", "boxes", "to_bins"}
+INTERNAL = {"Bins", "ContactBins", "best_workers", "boxes", "to_bins"}
 
 
 @pytest.fixture
