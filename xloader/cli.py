@@ -1,4 +1,4 @@
-"""The command line: ``xloader demo`` and ``xloader convert``."""
+"""The command line: ``xloader demo``, ``xloader convert`` and ``xloader export``."""
 
 import sys
 import time
@@ -27,6 +27,24 @@ def convert(source: str, store: Path, codec: str, memory_budget: str, *, overwri
     from xloader.conversion import convert as run
 
     click.echo(run(source, store, codec=codec, memory_budget=memory_budget, overwrite=overwrite))
+
+
+@cli.command()
+@click.argument("store", type=click.Path())
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--variable", help="What to write, or what becomes X.  [default: count or X]")
+@click.option(
+    "--resolution", "resolutions", type=int, multiple=True, help="Bin size, in bp; again for more."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
+def export(
+    store: str, file: Path, variable: str | None, resolutions: tuple[int, ...], *, overwrite: bool
+) -> None:
+    """Write STORE, or any file, as FILE: .cool or .mcool of contact maps, .h5ad or .zarr of cells."""
+    from xloader.exporting import export as run
+
+    sizes = list(resolutions) or None
+    click.echo(run(store, file, variable=variable, resolutions=sizes, overwrite=overwrite))
 
 
 @cli.command()
