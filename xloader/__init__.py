@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xloader import errors, orders, simulate, testing, transforms, windows
     from xloader import torch as torch
-    from xloader.conversion import convert
+    from xloader.conversion import convert, convert_part, finalise
     from xloader.exporting import export
     from xloader.leakage import check_leakage
     from xloader.loader import Loader
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xloader.summary import check_statistics, statistics
     from xloader.together import merge
     from xloader.tracks import open_track
+    from xloader.verification import verify
     from xloader.views import split
 
 __version__ = "0.1.0"
@@ -26,8 +27,10 @@ __all__ = [
     "check_leakage",
     "check_statistics",
     "convert",
+    "convert_part",
     "errors",
     "export",
+    "finalise",
     "merge",
     "open_cells",
     "open_contacts",
@@ -39,6 +42,7 @@ __all__ = [
     "statistics",
     "testing",
     "transforms",
+    "verify",
     "windows",
 ]
 
@@ -48,7 +52,9 @@ _FROM = {
     "check_leakage": "leakage",
     "check_statistics": "summary",
     "convert": "conversion",
+    "convert_part": "conversion",
     "export": "exporting",
+    "finalise": "conversion",
     "merge": "together",
     "open_cells": "open",
     "open_contacts": "open",
@@ -56,6 +62,7 @@ _FROM = {
     "resolutions": "open",
     "split": "views",
     "statistics": "summary",
+    "verify": "verification",
 }
 """Modules of the names that are not modules themselves."""
 
