@@ -95,9 +95,10 @@ def active_client() -> Any:
     if distributed is None:
         return None
     try:
-        return distributed.default_client()
+        client = distributed.default_client()
     except ValueError:
         return None
+    return client if client.status == "running" else None
 
 
 def _on_threads(work: Work, tasks: Sequence[int], workers: int, done: Done) -> None:
