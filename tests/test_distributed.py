@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import xarray as xr
+from typing_extensions import override
 
 import xloader as xl
 from tests.sources import sparse, write_h5ad
@@ -88,6 +89,7 @@ def test_convert__on_workers_of_an_expression(source, tmp_path):
 class Fragile(RowsWriter):
     """Kills the process of the first worker that does its fourth task."""
 
+    @override
     def do(self, task):
         flag = self.path.parents[1] / "killed"
         if task == 3 and not flag.exists():
@@ -97,6 +99,7 @@ class Fragile(RowsWriter):
 
 
 class Broken(RowsWriter):
+    @override
     def do(self, task):
         if task == 3:
             msg = "no such disk"

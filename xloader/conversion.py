@@ -21,6 +21,7 @@ from xloader.state import digest
 from xloader.store.building import building, building_part, check_place, finishing, locked, publish
 from xloader.store.journal import Journal, missing_parts, remove_journals, rungs_in
 from xloader.store.layout import FORMAT, read_root, root_attributes, write_root
+from xloader.store.new_files import is_unfinished
 from xloader.store.write import CODECS, manifest
 
 
@@ -106,6 +107,9 @@ def _append(ds: xr.Dataset, target: Path, options: Options, *, progress: bool) -
     """Write a group of its own for new cells, then the list of the store, in which it first appears."""
     read_root(target)
     with locked(target, target, what="appending to"):
+        for path in target.iterdir():
+            if is_unfinished(path.name):  # of a process that was killed just before it was done
+                path.unlink()
         root = read_root(target)
         ds = conform(ds, open_cells(target), target)
         name = f"{PREFIX}{len(root['groups'])}"

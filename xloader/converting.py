@@ -22,12 +22,11 @@ from xloader.store.journal import Journal, Part, remove_journals, share
 from xloader.store.layout import (
     TILE,
     encode,
-    is_unfinished,
     path_of,
-    replace_file,
     write_group,
     write_root,
 )
+from xloader.store.new_files import is_unfinished, replace_file
 from xloader.store.rows_writer import RowsWriter
 from xloader.store.staging import DenseStaging, RowSource, RowStaging, StraightRows
 from xloader.store.tasks import STOP, Work, run_tasks

@@ -3,8 +3,7 @@
 import json
 import math
 import re
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from xloader.errors import ReadError, SchemaError
+from xloader.store.new_files import replace_file
 from xloader.store.places import Place, Url, read_files
 
 FORMAT = 2
@@ -263,58 +263,6 @@ def write_group(path: Path, attributes: Mapping[str, Any] | None = None) -> None
     """
     document = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})}
     replace_file(path / "zarr.json", [json.dumps(document, indent=1, allow_nan=False).encode()])
-
-
-def unfinished(path: Path) -> Path:
-    """
-    Return where a file is written before it gets its name.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    Path
-        A sibling, another one each time, so that no two processes write the same.
-    """
-    return path.with_name(f"{path.name}~{uuid.uuid4().hex}")
-
-
-def is_unfinished(name: str) -> bool:
-    """
-    Say whether a file was left by a process that was killed while it wrote.
-
-    Parameters
-    ----------
-    name : str
-        Name of the file.
-
-    Returns
-    -------
-    bool
-        Whether `unfinished` made it.
-    """
-    return re.fullmatch(r".*~[0-9a-f]{32}", name) is not None
-
-
-def replace_file(path: Path, content: Sequence[bytes | memoryview]) -> None:
-    """
-    Write a file, of which no other process ever sees a part.
-
-    Parameters
-    ----------
-    path : Path
-        The file; its folder is made if it is not there.
-    content : sequence of bytes or memoryview
-        One after the other.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = unfinished(path)
-    with new.open("wb") as file:
-        file.writelines(content)
-    new.replace(path)
 
 
 def write_root(store: Path, description: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc
 
-from xloader.store.layout import replace_file, unfinished
+from xloader.store.new_files import replace_file, unfinished
 from xloader.store.write import compression, create_array
 
 # threads are ours: blosc's own pool is global, locked, and does not survive a fork

@@ -15,8 +15,8 @@ from xarray.core import indexing
 from xloader.arrays import Key, RowArray, StoredArray
 from xloader.csr import CSRArray
 from xloader.errors import ReadError
-from xloader.store.layout import replace_file
 from xloader.store.narrow import narrowed, rung_of, types_for
+from xloader.store.new_files import replace_file
 from xloader.store.tasks import Work
 from xloader.threads import cut, n_threads, run
 
@@ -264,10 +264,10 @@ class StagedRows(RowSource):
             first, n = int(slab.indptr[a]), int(slab.indptr[b] - slab.indptr[a])
             if n:
                 after = int(slab.indptr[-1]) * slab.dtype.itemsize
-                values, deltas = (
-                    np.fromfile(slab.path, dtype, n, offset=at + first * dtype.itemsize)
-                    for dtype, at in ((slab.dtype, 0), (self.deltas, after))
-                )
+                with slab.path.open("rb") as file:
+                    values = np.fromfile(file, slab.dtype, n, offset=first * slab.dtype.itemsize)
+                    file.seek(after + first * self.deltas.itemsize)
+                    deltas = np.fromfile(file, self.deltas, n)
                 yield Encoded(slab.rows[a:b], slab.indptr[a : b + 1] - first, values, deltas)
 
 

@@ -12,7 +12,8 @@ from numcodecs import blosc
 from typing_extensions import override
 
 from xloader.errors import ReadError
-from xloader.store.layout import is_unfinished, metadata_of
+from xloader.store.layout import metadata_of
+from xloader.store.new_files import is_unfinished
 from xloader.store.shard_writer import Shard, Shards
 from xloader.store.tasks import Work
 
