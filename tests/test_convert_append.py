@@ -159,6 +159,10 @@ def test_append__in_the_type_of_the_store(files, tmp_path):
             "`gene` has other values than the store: 40 of its 40 are missing, 40 are new, and number 0",
         ),
         (
+            lambda ds: ds.assign_coords(column=ds.column + 1),
+            "`column` has other values than the store: .* number 0 is 1 and not 0; if those",
+        ),
+        (
             lambda ds: ds.drop_vars("age"),
             r"coordinates are not those .*\['age'\] are missing and \[\]",
         ),
@@ -179,7 +183,7 @@ def test_append__in_the_type_of_the_store(files, tmp_path):
             "`X` has dimensions .*'gene', 'cell'.* transpose",
         ),
     ],
-    ids=map(str, range(8)),
+    ids=map(str, range(9)),
 )
 def test_append__refuses_what_does_not_fit(change, message, files, store):
     before = tree(store)

@@ -32,6 +32,14 @@ def test_contacts__the_page_prints_what_it_shows(tmp_path, monkeypatch):
     assert failed == 0
 
 
+def test_cells__the_page_prints_what_it_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = str(DOCS / "cells.md")
+    failed, tried = doctest.testfile(page, module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert tried > 8
+    assert failed == 0
+
+
 def in_tables():
     """Return the calls that the tables of the page name."""
     rows = [line for line in CONTACTS.read_text().splitlines() if line.startswith("| ")]

@@ -51,7 +51,7 @@ def conform(ds: xr.Dataset, old: xr.Dataset, store: Path) -> xr.Dataset:
             msg = f"{where}: `{name}` is {shapes[0]}, and {shapes[1]} there; select the same features first"
             raise SchemaError(msg)
         if "cell" not in wanted.dims:
-            _same_values(found, wanted, f"{where}: `{name}`")
+            _same_values(found, wanted, f"{where}: `{name}`", is_index=name in wanted.dims)
         elif found.dtype != wanted.dtype:
             cast[name] = _cast(found, wanted, f"{where}: `{name}`")
     return ds.assign({k: v for k, v in cast.items() if k in ds.data_vars}).assign_coords(
@@ -82,15 +82,18 @@ def _same_names(found: Iterable[Any], wanted: Iterable[Any], what: str) -> None:
         raise SchemaError(msg)
 
 
-def _same_values(found: xr.Variable, wanted: xr.Variable, what: str) -> None:
+def _same_values(found: xr.Variable, wanted: xr.Variable, what: str, *, is_index: bool) -> None:
     if found.equals(wanted):  # type: ignore[no-untyped-call]
         return
+    advice = "bring the same features in the same order, with sel or isel"
+    if not is_index:
+        advice = "if those of the store hold for the new cells too, assign them (assign_coords)"
     theirs, ours = (set(np.ravel(v.values).tolist()) for v in (found, wanted))
     k = int(np.flatnonzero(np.ravel(found.values) != np.ravel(wanted.values))[:1].sum())
     msg = (
         f"{what} has other values than the store: {len(ours - theirs)} of its {wanted.size} are missing, "
         f"{len(theirs - ours)} are new, and number {k} is {np.ravel(found.values)[k]!r} and not "
-        f"{np.ravel(wanted.values)[k]!r}; bring the same features in the same order, with sel or isel"
+        f"{np.ravel(wanted.values)[k]!r}; {advice}"
     )
     raise SchemaError(msg)
 
