@@ -118,13 +118,14 @@ def test_convert__small_is_smaller(tmp_path):
             "needs .* MB at a time .*allows 0 MB; choose a budget",
         ),
         ({"max_distance": 5}, PlanError, "max_distance is about contacts"),
+        ({"shuffle": True, "seed": -1}, PlanError, "seed=-1 is negative; choose any whole number"),
         ({"source": 3}, SchemaError, "cannot convert a int; give a path or an opened Dataset"),
         ({"source": "no.h5ad"}, ReadError, "nothing is at 'no.h5ad'"),
         ({"source": xr.Dataset({"v": ("time", [1.0])})}, SchemaError, "a store holds contacts"),
         ({"store": "there"}, ReadError, "'there' exists; pass overwrite=True"),
         ({"store": "no/where"}, ReadError, "there is no folder 'no'"),
     ],
-    ids=map(str, range(9)),
+    ids=map(str, range(10)),
 )
 def test_convert__refuses_what_cannot_be(kwargs, error, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

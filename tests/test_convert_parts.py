@@ -149,6 +149,32 @@ def test_finalise__of_what_is_in_one_piece_says_so(tmp_path):
         xl.finalise(tmp_path / "s", progress=False)
 
 
+def test_finalise__killed_just_before_its_end_goes_on(cells, tmp_path, monkeypatch):
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    xl.convert(cells, tmp_path / "whole", progress=False)
+    for i in (2, 1):
+        xl.convert_part(cells, tmp_path / "s", i, 2, progress=False)
+    assert xl.convert_part(cells, tmp_path / "s", 2, 2, progress=False)
+    for where in (
+        "converting.join",
+        "converting.manifest",
+        "converting.forget",
+        "conversion.publish",
+    ):
+        with monkeypatch.context() as m:
+            m.setattr(f"xloader.{where}", stop)
+            m.setattr("xloader.conversion.join", sys.modules["xloader.converting"].join)
+            with pytest.raises(Stopped):
+                xl.finalise(tmp_path / "s", progress=False)
+    xl.finalise(tmp_path / "s", progress=False)
+    assert tree(tmp_path / "s") == tree(tmp_path / "whole")
+
+
 SCRIPT = textwrap.dedent("""
     import os, signal, sys
     import xloader as xl

@@ -86,6 +86,17 @@ def test_convert__on_workers_of_an_expression(source, tmp_path):
     xr.testing.assert_identical(out.compute(), ds.compute())
 
 
+def test_convert__contacts_on_workers(client, tmp_path):
+    path = xl.simulate.contacts(
+        tmp_path / "a.mcool", chromosomes={"a": 3_000_000}, resolutions=(10_000, 50_000)
+    )
+    options = {"max_distance": 500_000, "progress": False}
+    xl.convert(path, tmp_path / "s", **options)
+    client.close()
+    xl.convert(path, tmp_path / "threads", **options)
+    assert tree(tmp_path / "s") == tree(tmp_path / "threads")
+
+
 class Fragile(RowsWriter):
     """Kills the process of the first worker that does its fourth task."""
 

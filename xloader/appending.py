@@ -88,12 +88,12 @@ def _same_values(found: xr.Variable, wanted: xr.Variable, what: str, *, is_index
     advice = "bring the same features in the same order, with sel or isel"
     if not is_index:
         advice = "if those of the store hold for the new cells too, assign them (assign_coords)"
-    theirs, ours = (set(np.ravel(v.values).tolist()) for v in (found, wanted))
-    k = int(np.flatnonzero(np.ravel(found.values) != np.ravel(wanted.values))[:1].sum())
+    theirs, ours = (np.ravel(v.values).tolist() for v in (found, wanted))
+    pairs = enumerate(zip(theirs, ours, strict=True))
+    k = next(k for k, (a, b) in pairs if a != b and (a == a or b == b))  # noqa: PLR0124 # not both NaN
     msg = (
-        f"{what} has other values than the store: {len(ours - theirs)} of its {wanted.size} are missing, "
-        f"{len(theirs - ours)} are new, and number {k} is {np.ravel(found.values)[k]!r} and not "
-        f"{np.ravel(wanted.values)[k]!r}; {advice}"
+        f"{what} has other values than the store: {len({*ours} - {*theirs})} of its {len(ours)} are missing, "
+        f"{len({*theirs} - {*ours})} are new, and number {k} is {theirs[k]!r} and not {ours[k]!r}; {advice}"
     )
     raise SchemaError(msg)
 

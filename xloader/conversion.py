@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from xloader import schema
 from xloader.appending import PREFIX, conform
-from xloader.converting import DESCRIPTION, Job, Options, complete, join, tidy
+from xloader.converting import DESCRIPTION, Job, Options, complete, forget, join, tidy
 from xloader.errors import PlanError, ReadError, SchemaError
 from xloader.memory import nbytes_of
 from xloader.open import identify, open_cells, open_contacts, resolutions
@@ -240,6 +240,7 @@ def finalise(
                     join(partial / path, rungs[path], told["budget"])
                     bar.update()
             complete(partial, told["kind"], told["groups"])
+        forget(partial)  # there still, if it was killed when all else was done
         kind = read_root(partial)["kind"]
         publish(target)
     return _opened(target, kind)
@@ -289,6 +290,9 @@ def _request(
     """Return what is converted, its kind, and how; refuse what cannot be."""
     if codec not in CODECS:
         msg = f"codec={codec!r} is unknown; choose one of {CODECS}"
+        raise PlanError(msg)
+    if seed < 0:
+        msg = f"seed={seed} is negative; choose any whole number from 0 on"
         raise PlanError(msg)
     budget = nbytes_of(memory_budget)
     groups = _groups(source)

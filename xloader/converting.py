@@ -29,7 +29,7 @@ from xloader.store.layout import (
 from xloader.store.new_files import is_unfinished, replace_file
 from xloader.store.rows_writer import RowsWriter
 from xloader.store.staging import DenseStaging, RowSource, RowStaging, StraightRows
-from xloader.store.tasks import STOP, Work, run_tasks
+from xloader.store.tasks import Work, run_tasks
 from xloader.store.widening import Widening
 from xloader.store.write import describe, manifest, write_label
 from xloader.store.writers import DenseWriter, TileSource, TilesWriter, Writer
@@ -373,6 +373,18 @@ def complete(root: Path, kind: str, described: Mapping[str, Any]) -> None:
     """
     tidy(root)
     write_root(root, {"kind": kind, "groups": described, "arrays": manifest(root)})
+    forget(root)
+
+
+def forget(root: Path) -> None:
+    """
+    Remove all notes of how far a conversion is.
+
+    Parameters
+    ----------
+    root : Path
+        Directory that the store is built in.
+    """
     for path in (root / DESCRIPTION, *root.glob("~lock-*")):
         path.unlink(missing_ok=True)
     remove_journals(root)
@@ -387,7 +399,6 @@ def tidy(root: Path) -> None:
     root : Path
         Directory that the store is built in.
     """
-    (root / STOP).unlink(missing_ok=True)
     for folder, folders, names in os.walk(root):
         for name in [name for name in folders if name.endswith("~staged")]:
             shutil.rmtree(Path(folder, name))

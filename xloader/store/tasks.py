@@ -9,10 +9,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from xloader.store.new_files import unfinished
 from xloader.threads import n_cpus
-
-STOP = "~stop"
-"""File in the directory of a store that is built: tasks that have not begun do nothing."""
 
 
 class Work(ABC):
@@ -123,14 +121,13 @@ def _on_client(
     import dask
 
     distributed: Any = sys.modules["distributed"]
-    stop = root / STOP
-    stop.unlink(missing_ok=True)
+    stop = unfinished(root / "~stop")  # tasks that have not begun do nothing once it is there
     # large graph: arrays of row numbers may be, and are sent once
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
         # in a task of its own, so that it is there again if its worker is lost
         recipe = client.submit(_same, work, pure=False)
         do = partial(_do, most=most, stop=stop)
-        futures = client.map(do, tasks, work=recipe, pure=False)
+        futures = client.map(do, list(tasks), work=recipe, pure=False)
     try:
         for future in distributed.as_completed(futures):
             done(*future.result())
