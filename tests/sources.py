@@ -1,7 +1,10 @@
 """Small source files for tests of stores and conversion."""
 
+import warnings
+
 import anndata
 import numpy as np
+import xarray as xr
 
 
 def sparse(n_rows, n_columns, seed=0, high=9, dtype=np.float32):
@@ -16,3 +19,15 @@ def write_h5ad(path, x, **kwargs):
     """Write cells with anndata itself."""
     anndata.AnnData(x, **kwargs).write_h5ad(path)
     return path
+
+
+def saved(ds, how, folder):
+    """Return a small Dataset after a round trip through a file, ``"zarr"`` or ``"netcdf"``."""
+    path = folder / f"saved.{how}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # strings have no final place in zarr v3 yet
+        if how == "zarr":
+            ds.to_zarr(path, consolidated=False)
+            return xr.open_zarr(path, consolidated=False).load()
+        ds.to_netcdf(path, engine="scipy")
+        return xr.open_dataset(path, engine="scipy").load()

@@ -28,9 +28,9 @@ from tests.anndata_files import (
     write,
     write_example,
 )
-from xloader.backends import anndata as backend
+from xloader.backends import anndata_matrices as backend
 from xloader.backends.anndata import AnnDataBackendEntrypoint, CSRGroup
-from xloader.backends.hdf5 import close_hdf5
+from xloader.backends.hdf5 import HDF5Leaf, close_hdf5
 from xloader.errors import XloaderWarning
 from xloader.schema import lazy
 
@@ -355,8 +355,8 @@ def test_block_rows__aims_at_blocks_of_equal_weight(tmp_path):
 def test_nnz_of__reads_no_values(tmp_path, monkeypatch):
     x = counts()
     array = stored(tmp_path / "x.h5", x)
-    monkeypatch.setattr(backend, "read", None)
-    monkeypatch.setattr(backend, "read_ranges", None)
+    monkeypatch.setattr(HDF5Leaf, "read", None)
+    monkeypatch.setattr(HDF5Leaf, "read_ranges", None)
     starts, stops = np.array([0, 10, 53]), np.array([10, 53, 53])
     npt.assert_array_equal(array.nnz_of(starts, stops), [x[:10].nnz, x[10:].nnz, 0])
 

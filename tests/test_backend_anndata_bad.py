@@ -16,6 +16,7 @@ from tests.anndata_files import (
     write,
     write_example,
 )
+from xloader.backends.hdf5 import close_hdf5
 from xloader.errors import ReadError, SchemaError
 
 
@@ -73,7 +74,7 @@ def test_bad_input__a_hole_where_names_lie(tmp_path):
     with path.open("r+b") as f:
         f.seek(chunk.byte_offset)
         f.write(bytes(chunk.size))
-    with pytest.raises(ReadError, match=r"cannot read 'obs' of .*truncated or damaged"):
+    with pytest.raises(ReadError, match=r"cannot read 'obs/_index' of .*truncated or damaged"):
         opened(path)
 
 
@@ -87,13 +88,18 @@ def test_bad_input__another_kind_of_hdf5(tmp_path):
         opened(path)
 
 
-def test_bad_input__tables_from_before_0_7(tmp_path):
+def test_bad_input__tables_without_an_index(tmp_path):
     path = tmp_path / "x.h5ad"
     write(path, counts(4, 3))
     with h5py.File(path, "r+") as f:
+        del f["obs"].attrs["_index"]
+    with pytest.raises(SchemaError, match=r"`obs` of .* is no table.*`_index`.*write it again"):
+        opened(path)
+    close_hdf5(str(path))
+    with h5py.File(path, "r+") as f:
         del f["obs"]
-        f["obs"] = np.array([(b"a", 1)] * 4, [("index", "S1"), ("n", "i4")])
-    with pytest.raises(SchemaError, match=r"'/obs' of .* before version 0\.7.*convert it once"):
+        f["obs"] = np.zeros(4)
+    with pytest.raises(SchemaError, match=r"`obs` of .* is an array and no table"):
         opened(path)
 
 
@@ -165,3 +171,48 @@ def test_bad_input__indices_out_of_range_or_twice(tmp_path, layout):
     array = stored(tmp_path / "b.h5", x, set_index(x.indices[2]))
     with pytest.raises(ReadError, match="stores an element twice, .*sum_duplicates"):
         array.read_rows(0, 53)
+
+
+def unwritten(name, n=None):
+    """Return what replaces an array by one whose chunks from `n` on were never written."""
+
+    def damage(f):
+        values = f[name][()]
+        del f[name]
+        f.create_dataset(name, values.shape, values.dtype, chunks=(16,))[:n] = values[:n]
+
+    return damage
+
+
+def huge(name, shape):
+    def damage(f):
+        dtype = f[name].dtype
+        del f[name]
+        f.create_dataset(name, shape, dtype, chunks=(2**20,))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            unwritten("X/data", 48),
+            r"`X/data` of .* lacks the chunks of values 48 to \d+, .* copy it",
+        ),
+        (unwritten("X/indices", 16), r"`X/indices` of .* lacks the chunks of values 16 to \d+,"),
+        (unwritten("obs/_index", 32), "`obs/_index` of .* lacks the names from 32 on"),
+        (huge("obs/_index", (10**12,)), "`obs/_index` of .* lacks the names from 0 on"),
+        (huge("X/indptr", (10**12,)), "`X/indptr` of .* has 1000000000000 entries"),
+        (huge("obs/n", (10**12,)), "column 'n' of `obs` has 1000000000000 values, its index 53"),
+    ],
+    ids=["data", "indices", "names", "many names", "many rows", "many values"],
+)
+def test_bad_input__what_was_never_written(tmp_path, damage, message):
+    path = tmp_path / "x.h5ad"
+    obs = pd.DataFrame({"n": range(53)}, index=[f"c{k}" for k in range(53)])
+    write(path, counts(), obs=obs)
+    with h5py.File(path, "r+") as f:
+        damage(f)
+    with pytest.raises((ReadError, SchemaError), match=message):
+        opened(path)

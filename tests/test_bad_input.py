@@ -296,7 +296,7 @@ def test_transform__an_error_of_its_own_stays_itself():
         contacts(), batch_size=4, windows=DIAGONAL, transform=xl.transforms.balance("VC")
     )
     with pytest.raises(
-        SchemaError, match=r"balancing vector 'VC' is not in this file; it has \['KR', 'weight'\]"
+        SchemaError, match=r"no balancing vector 'VC' here; there are \['KR', 'weight'\]"
     ):
         loader[0]
     loader = xl.Loader(cells(), batch_size=4, transform=xl.transforms.select(gene=["g1", "g99"]))

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 import xloader as xl
 from tests.doubles import CONTACTS, Tiles, contact_map, contacts, contacts_in
+from tests.sources import saved
 from xloader.backends.cooler import CoolerArray
 from xloader.errors import PlanError, SchemaError, StateError
 from xloader.store.shards import ShardedArray
@@ -259,14 +260,7 @@ def test_statistics__are_saved_and_checked(how, tmp_path):
     ds = contacts()
     views = xl.split(ds, {"train": ["chr1"], "val": ["chr2"]})
     stats = some(views["train"], weight="weight")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # strings have no final place in zarr v3 yet
-        if how == "zarr":
-            stats.to_zarr(tmp_path / "stats.zarr", consolidated=False)
-            again = xr.open_zarr(tmp_path / "stats.zarr", consolidated=False).load()
-        else:
-            stats.to_netcdf(tmp_path / "stats.nc", engine="scipy")
-            again = xr.open_dataset(tmp_path / "stats.nc", engine="scipy").load()
+    again = saved(stats, how, tmp_path)
     for name in stats.variables:
         npt.assert_array_equal(again[name].values, stats[name].values)
     assert again.attrs == stats.attrs

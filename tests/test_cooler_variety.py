@@ -188,7 +188,9 @@ def test_zoom_levels__with_weights_at_the_finest_only(tmp_path):
             expected = plain(path, level) * VECTOR[:, None] * VECTOR
             np.testing.assert_allclose(balance(ds.load())["count"], expected, rtol=1e-6)
         else:
-            with pytest.raises(ValueError, match="'weight' is not in this file; it has none"):
+            with pytest.raises(
+                ValueError, match="no balancing vector 'weight' here; there are none"
+            ):
                 balance(ds)
 
 

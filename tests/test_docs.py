@@ -1,4 +1,4 @@
-"""The page about contact matrices prints what it shows, and the reference lists what is public."""
+"""The pages about contact matrices and cells print what they show, and the reference lists what is public."""
 
 import doctest
 import re
@@ -11,6 +11,7 @@ import xloader as xl
 
 DOCS = Path(__file__).parent.parent / "docs"
 CONTACTS = DOCS / "contacts.md"
+CELLS = DOCS / "cells.md"
 INTERNAL = {"Bins", "ContactBins", "Tensors", "best_workers", "boxes", "to_bins"}
 
 
@@ -32,17 +33,19 @@ def test_contacts__the_page_prints_what_it_shows(tmp_path, monkeypatch):
     assert failed == 0
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_cells__the_page_prints_what_it_shows(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
-    page = str(DOCS / "cells.md")
-    failed, tried = doctest.testfile(page, module_relative=False, optionflags=doctest.ELLIPSIS)
-    assert tried > 8
+    flags = doctest.ELLIPSIS
+    failed, tried = doctest.testfile(str(CELLS), module_relative=False, optionflags=flags)
+    assert tried > 80
     assert failed == 0
 
 
-def in_tables():
-    """Return the calls that the tables of the page name."""
-    rows = [line for line in CONTACTS.read_text().splitlines() if line.startswith("| ")]
+def in_tables(page=CONTACTS):
+    """Return the calls that the tables of a page name."""
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| ")]
     return [code for row in rows for code in re.findall(r"`([^`]+\))`", row)]
 
 
@@ -58,8 +61,22 @@ def test_contacts__what_the_tables_say_can_be_written(code, tmp_path, monkeypatc
     assert callable(made) or isinstance(made, xl.windows.Shape)
 
 
-def test_contacts__tables_are_read():
+@pytest.mark.parametrize("code", in_tables(CELLS))
+def test_cells__what_the_tables_say_can_be_written(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ds = xl.open_cells(xl.simulate.cells("cells.h5ad", n_cells=300, n_genes=400))
+    stats = xl.statistics(ds, progress=False)
+    names = {name: getattr(xl.transforms, name) for name in xl.transforms.__all__}
+    made = eval(code, {**names, "xl": xl, "ds": ds, "stats": stats})
+    if callable(made):
+        made = xl.Loader(ds, batch_size=9, transform=made)
+    made = made if isinstance(made, xl.Loader) else xl.Loader(made, batch_size=9)
+    assert {"X", "X_latent"} <= set(made[0])
+
+
+def test_tables__are_read():
     assert len(in_tables()) > 20
+    assert len(in_tables(CELLS)) > 15
 
 
 def public():

@@ -109,7 +109,7 @@ def test_fusion__is_what_the_first_transforms_do_to_one_variable():
 def test_fused_transforms__missing_vector_is_told_as_ever():
     loader = xl.Loader(contacts(Tiles(contact_map())), windows=DIAGONAL, batch_size=4,
                        transform=T.balance("VC"))  # fmt: skip
-    with pytest.raises(ValueError, match="balancing vector 'VC' is not in this file"):
+    with pytest.raises(ValueError, match="no balancing vector 'VC' here"):
         loader[0]
 
 

@@ -180,7 +180,7 @@ def test_seal__takes_only_whole_stores(stores, tmp_path):
 
 
 def odd_codec(metadata):
-    metadata["codecs"][0]["configuration"]["codecs"].append({"name": "numcodecs.lz4"})
+    metadata["codecs"][0]["configuration"]["codecs"].append({"name": "numcodecs.delta"})
 
 
 def odd_shard(metadata):
@@ -210,7 +210,7 @@ def odd_fill(metadata):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (odd_codec, "codecs are .*'numcodecs.lz4'"),
+        (odd_codec, "codecs are .*'numcodecs.delta'"),
         (odd_shard, "codecs are .*'gzip'.*, and shards are read without others"),
         (odd_grid, "chunk_grid is 'rectilinear'"),
         (odd_keys, "suffix"),

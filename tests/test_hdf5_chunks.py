@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xloader.backends import hdf5_chunks
-from xloader.backends.hdf5 import HDF5Array, HDF5File, close_hdf5, read, read_ranges
+from xloader.backends.elements import DenseElement
+from xloader.backends.hdf5 import HDF5File, close_hdf5, read, read_ranges
 from xloader.errors import ReadError
 
 SHAPES = [
@@ -60,7 +61,7 @@ def test_read__whole_datasets_of_every_make(shape, chunks, dtype, filters, tmp_p
     got = read(HDF5File(path), "x")
     assert got.dtype == expected.dtype
     np.testing.assert_array_equal(got, expected)
-    array = HDF5Array(HDF5File(path), "x")
+    array = DenseElement(HDF5File(path).leaf("x"))
     native = array._raw(tuple(slice(n // 3, n) for n in shape))
     assert native.dtype == expected.dtype.newbyteorder("=")
     np.testing.assert_array_equal(native, expected[tuple(slice(n // 3, n) for n in shape)])

@@ -11,6 +11,14 @@ PIPELINES = {
     "03-observed-over-expected": ["split", "statistics", "check_leakage", "upper_triangle"],
     "04-low-to-full-coverage": ["thin", "PredictionWriter", "export", "plot_contacts"],
     "05-sparse-items": ["MapDataset", 'layout="coo"', "collate", "num_workers=2"],
+    "06-atlas-of-three-files": [
+        "concat",
+        "DistributedDataParallel",
+        "load_state_dict",
+        "X_measured",
+    ],
+    "07-two-modalities": ["merge", "prot_present", "PredictionWriter", "split"],
+    "08-counts-to-embedding": ["balanced", "NegativeBinomial", "PredictionWriter", "split"],
 }
 
 RESULTS = {
@@ -19,6 +27,9 @@ RESULTS = {
     "03-observed-over-expected": "np.mean(correlation) > 0.3",
     "04-low-to-full-coverage": "scores['restored'] < scores['low'] / 2",
     "05-sparse-items": "same and losses[-1] < losses[0] / 5",
+    "06-atlas-of-three-files": "same and accuracy > 1.5 * commonest",
+    "07-two-modalities": "scores['model'] < 0.9 * scores['mean of each protein']",
+    "08-counts-to-embedding": "accuracy > 1.5 * commonest and losses[-1] < losses[0]",
 }
 """What a notebook has to come to."""
 

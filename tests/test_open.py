@@ -162,7 +162,10 @@ def test_view__keeps_the_bins_that_regions_touch(path, chunks, view, regions):
             "chr3",
             r"no chromosome 'chr3' \(region 'chr3'\), and no such file; there are \['chr2', 'chr10', 'chr2:1-9'\]",
         ),
-        ("2:0-9", r"no chromosome '2' .*, and no such file; there are \['chr2', .*; 'chr2' may be meant"),
+        (
+            "2:0-9",
+            r"no chromosome '2' .*, and no such file; there are \['chr2', .*; 'chr2' may be meant",
+        ),
         ("chr2:,-,", r"no chromosome 'chr2:,-,'"),
         ("chr2:5-", "no chromosome 'chr2:5-'"),
         ("", "no chromosome ''"),

@@ -145,7 +145,7 @@ def test_windows__are_counted_on_each_bin():
     [
         ({"region": "nowhere"}, "no chromosome 'nowhere'"),
         ({"variable": "x"}, r"variable 'x' is no map \(bin1, bin2\); there are \['count'\]"),
-        ({"balance": "no"}, "balancing vector 'no' is not in this file"),
+        ({"balance": "no"}, "no balancing vector 'no' here"),
         ({"triangle": True, "region": "a", "region2": "b"}, "a triangle has one region"),
     ],
     ids=["region", "variable", "vector", "triangle"],

@@ -289,12 +289,32 @@ def test_windows_at_ends__begin_with_bins_of_every_resolution(windows):
                 seen[side].update(batch[f"bin{side}"].values[k].tolist())
     n = len(bins(100, lengths)[0])
     assert loader.plan.windows.n_flush > 0
+    assert len(np.unique(loader.plan.windows.starts, axis=0)) == len(loader.plan.windows)
     uncovered = loader.plan.windows.uncovered
     assert (uncovered["bin1"], uncovered["bin2"]) == (n - len(seen["1"]), n - len(seen["2"]))
     assert uncovered["bin1"] > 0
 
 
-def test_shifted_windows__cut_finer_sources_but_no_coarser_ones():
+def seen_by(loader, sources, epochs):
+    """Hold every window against plain reads; return the starts seen, in bp, and bins by side."""
+    whole = {name: ds["count"].values for name, ds in sources.items() if "bin2" in ds.dims}
+    starts, seen = set(), {"1": set(), "2": set()}
+    for epoch in range(epochs):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            for k in range(batch.sizes["sample"]):
+                where = places(batch, k)
+                starts.add((where[0], int(where[1])))
+                for name, values in whole.items():
+                    npt.assert_array_equal(
+                        batch[name].values[k], plain(sources[name], values, where)
+                    )
+                for side in "12":
+                    seen[side].update(batch[f"bin{side}"].values[k].tolist())
+    return starts, seen
+
+
+def test_shifted_windows__cut_finer_sources():
     sources = {"map": contacts(100, 1), "atac": track(50)}
     shifted = xl.windows.diagonal(size=16, stride=8, shift=8)
     values, (chrom, start, end) = sources["atac"]["signal"].values, bins(50)
@@ -306,8 +326,66 @@ def test_shifted_windows__cut_finer_sources_but_no_coarser_ones():
             expected = values[(chrom == c) & (start >= a) & (end <= b)]
             npt.assert_array_equal(batch["atac1"].values[k], expected)
     assert not np.array_equal(loader.batch(0, 1).start1, loader.batch(1, 1).start1)
-    with pytest.raises(PlanError, match="padded or shifted cannot cut whole bins of 'coarse_bin1'"):
-        xl.Loader({"map": contacts(100, 1), "coarse": contacts(400)}, windows=shifted, batch_size=4)
+
+
+@pytest.mark.parametrize("remainder", ["keep", "drop"])
+def test_shifted_windows__move_by_whole_bins_of_coarser_sources(remainder):
+    lengths = {"a": 9_300, "b": 4_700, "c": 6_400}
+    sources = {
+        "fine": contacts(100, 1, lengths),
+        "four": contacts(400, 2, lengths),
+        "six": contacts(600, 3, lengths),
+    }
+    shape = xl.windows.diagonal(size=24, stride=36, shift=30)
+    loader = xl.Loader(sources, windows=shape, batch_size=4, remainder=remainder, seed=1)
+    starts, _ = seen_by(loader, sources, 12)
+    # 1,200 bp are whole bins of both; a shift of 30 bins leaves room for 0, 1 or 2 such steps
+    assert {s % 1_200 for _, s in starts} == {0}
+    assert {s for c, s in starts if c == "a"} == {0, 1_200, 2_400, 3_600, 4_800, 6_000}
+
+
+def test_shift_that_is_held__counts_what_is_seen_in_no_epoch():
+    lengths = {"a": 9_300, "b": 4_700, "c": 6_400}
+    sources = {"coarse": contacts(400, 3, lengths), "fine": contacts(100, 1, lengths)}
+    shape = xl.windows.diagonal(size=5, stride=5, shift=5)
+    loader = xl.Loader(sources, windows=shape, batch_size=3, remainder="drop", seed=2)
+    _, seen = seen_by(loader, sources, 60)
+    n = len(bins(400, lengths)[0])
+    assert loader.plan.windows.uncovered["bin1"] == n - len(seen["1"]) == 2
+
+
+@pytest.mark.parametrize("remainder", ["keep", "drop", "pad"])
+@pytest.mark.parametrize("shape", ["diagonal", "grid"])
+@pytest.mark.parametrize("size", [3, 4])
+def test_the_shorter_last_bin__is_left_out_or_windows_move_inward(remainder, shape, size):
+    # of 24, 12 and 16 coarse bins the last of a and b holds fewer fine ones
+    lengths = {"a": 9_500, "b": 4_700, "c": 6_400}
+    sources = {"coarse": contacts(400, 3, lengths), "fine": contacts(100, 1, lengths)}
+    windows = getattr(xl.windows, shape)(size=size, stride=size)
+    alone = xl.Loader(sources["coarse"], windows=windows, batch_size=1, remainder=remainder)
+    loader = xl.Loader(sources, windows=windows, batch_size=1, remainder=remainder)
+    starts, seen = seen_by(loader, sources, 1)
+    w = loader.plan.windows
+    n = len(bins(400, lengths)[0])
+    assert w.uncovered["bin1"] == n - len(seen["1"])
+    lost = sum(w.left_out.values())
+    if remainder == "drop":
+        assert lost == len(alone.plan.windows) - len(w) > 0
+        assert "not whole bins of every resolution (fine_bin1, fine_bin2)" in repr(loader)
+        assert {s % (400 * size) for _, s in starts} == {0}
+    else:
+        assert lost == 0
+        assert w.uncovered["bin1"] == 2
+        assert ("a", 9_200 - 400 * size) in starts
+    ids = np.concatenate([b.sample_id.values for b in loader])
+    npt.assert_array_equal(np.sort(ids), np.arange(len(w)))
+
+
+def test_windows_that_are_padded__are_told():
+    sources = {"map": contacts(100, 1), "coarse": contacts(400)}
+    shape = xl.windows.regions(["a:8,800-9,600"], size=24)
+    with pytest.raises(PlanError, match=r"padded are not cut out of other bins, \['coarse_bin1'"):
+        xl.Loader(sources, windows=shape, batch_size=4, remainder="pad")
 
 
 def test_real_resolutions__are_what_cooler_reads(real_data):

@@ -24,8 +24,8 @@ from tests.doubles import (
     counts,
 )
 from xloader import genome
+from xloader.dealing import allot, deal
 from xloader.errors import PlanError, SchemaError
-from xloader.views import deal
 
 CHROMS = (30, 20, 12, 9)
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -298,6 +298,158 @@ def test_cells__shares_follow_from_names_alone(seed, order):
     assert part["val"].sizes["cell"] == 15
 
 
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=30),
+    st.lists(st.integers(1, 9), min_size=2, max_size=7),
+)
+def test_allot__every_class_and_every_part_is_within_one_cell(counts, shares):
+    c, s = np.array(counts), np.array(shares) / sum(shares)
+    table = allot(c, s.tolist())
+    npt.assert_array_equal(table.sum(axis=1), c)
+    assert np.abs(table - np.outer(c, s)).max() < 1
+    assert np.abs(table.sum(axis=0) - c.sum() * s).max() < 1
+
+
+def strata(n=200, seed=0):
+    """Return cells of 20 donors, each with a composition of its own, some without a type."""
+    rng = np.random.default_rng(seed)
+    donor = rng.integers(0, 20, n)
+    mixes = rng.dirichlet(np.ones(4), 20)
+    kinds = np.array(["B", "NK", "T", None], object)
+    labels = {
+        "cell": [f"cell {i}" for i in range(n)],
+        "donor": ("cell", np.array([f"d{k}" for k in donor], object)),
+        "kind": ("cell", np.array([kinds[rng.choice(4, p=mixes[k])] for k in donor], object)),
+    }
+    return xr.Dataset({"x": ("cell", np.arange(n))}, labels)
+
+
+def counted(view, ds):
+    kinds = pd.Series(view.kind.values).fillna("none").value_counts()
+    return kinds.reindex(pd.Series(ds.kind.values).fillna("none").unique(), fill_value=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stratified__shares_of_each_class_are_kept_within_one_cell(seed):
+    ds = strata(seed=seed)
+    views = xl.split(ds, SHARES, stratify="kind", seed=seed)
+    for name, view in views.items():
+        off = counted(view, ds) - SHARES[name] * counted(ds, ds)
+        assert np.abs(off).max() < 1
+        assert abs(view.sizes["cell"] - SHARES[name] * 200) < 1
+    assert views.n_left_out == 0
+    xl.check_leakage(views)
+    order = np.random.default_rng(seed).permutation(200)
+    moved = xl.split(ds.isel(cell=order), SHARES, stratify="kind", seed=seed)
+    for name, view in views.items():
+        assert set(moved[name].cell.values) == set(view.cell.values)
+    assert set(xl.split(ds, SHARES, stratify="kind", seed=9)["val"].cell.values) != set(
+        views["val"].cell.values
+    )
+
+
+def test_stratified__folds_have_as_many_of_each_class_as_those_of_sklearn():
+    from sklearn.model_selection import StratifiedKFold
+
+    ds = strata()
+    ours = np.array([counted(v, ds) for v in xl.split(ds, folds=5, stratify="kind").values()])
+    y = pd.Series(ds.kind.values).fillna("none").to_numpy()
+    theirs = [counted(ds.isel(cell=held), ds) for _, held in StratifiedKFold(5).split(y, y)]
+    npt.assert_array_equal(np.sort(ours, axis=0), np.sort(theirs, axis=0))
+
+
+def test_stratified__groups_stay_whole_and_are_as_even_as_those_of_sklearn():
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    def unevenness(views, ds):
+        """Return what sklearn minimises: how much the share of a class varies over folds."""
+        return np.mean(np.std([counted(v, ds) / counted(ds, ds) for v in views], axis=0))
+
+    ours, theirs = [], []
+    for seed in range(6):
+        ds = strata(400, seed)
+        views = xl.split(ds, folds=4, by="donor", stratify="kind", seed=seed)
+        xl.check_leakage(views, by="donor")
+        assert sum(v.sizes["cell"] for v in views.values()) == 400
+        ours.append(unevenness(views.values(), ds))
+        y = pd.Series(ds.kind.values).fillna("none").to_numpy()
+        folds = StratifiedGroupKFold(4, shuffle=True, random_state=seed)
+        held = [ds.isel(cell=h) for _, h in folds.split(y, y, ds.donor.values)]
+        theirs.append(unevenness(held, ds))
+        plain = xl.split(ds, folds=4, by="donor", seed=seed)
+        assert ours[-1] < unevenness(plain.values(), ds)
+    assert np.mean(ours) <= np.mean(theirs)
+
+
+def test_stratified__groups_and_shares():
+    ds = strata(2000)
+    views = xl.split(ds, SHARES, by="donor", stratify="kind", seed=1)
+    xl.check_leakage(views, by="donor")
+    moved = xl.split(ds.isel(cell=slice(None, None, -1)), SHARES, by="donor", stratify="kind", seed=1)  # fmt: skip
+    for name, view in views.items():
+        assert set(moved[name].donor.values) == set(view.donor.values)
+        share = counted(view, ds) / counted(ds, ds)
+        assert np.abs(share - SHARES[name]).mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("parts", "options", "kind", "message"),
+    [
+        ({"a": "d1"}, {"by": "donor", "stratify": "kind"}, PlanError, "but groups of 'donor' are named"),
+        ({"a": 0.5}, {"by": "donor", "stratify": "donor"}, PlanError, "groups of it stay whole"),
+        ({"a": 0.5}, {"stratify": "type"}, SchemaError, r"stratify='type' is no coordinate of cells; there are \['cell', 'depth'"),
+        ({"a": 0.5}, {"stratify": "depth"}, SchemaError, "holds measurements"),
+    ],
+    ids=["named", "both", "unknown", "float"],
+)  # fmt: skip
+def test_stratified__what_is_impossible_is_told(parts, options, kind, message):
+    ds = strata().assign_coords(depth=("cell", np.arange(200.0)))
+    with pytest.raises(kind, match=message):
+        xl.split(ds, parts, **options)
+
+
+def test_stratified__is_about_cells_only():
+    with pytest.raises(PlanError, match="stratify='kind' is about cells"):
+        xl.split(genome_map(), folds=2, stratify="kind")
+    with pytest.raises(PlanError, match="leave out `parts`, `folds` and `stratify`"):
+        xl.split({"a": strata()}, stratify="kind")
+
+
+def test_cells__that_share_a_name_cannot_be_told_apart():
+    twice = strata().assign_coords(cell=["a", "b"] * 100)
+    with pytest.raises(SchemaError, match=r"2 names of cells occur more than once: \['a', 'b'\]"):
+        xl.split(twice, {"a": 0.5})
+    assert xl.split(twice, {"a": "d1"}, by="donor")["a"].sizes["cell"] > 0
+    # barcodes occur in several files: they are told by those too
+    joined = strata().assign_coords(
+        cell=[f"c{k}" for k in [*range(100), *range(100)]],
+        dataset=("cell", np.repeat(["one", "two"], 100)),
+    )
+    views = xl.split(joined, {"a": 0.5, "b": "rest"})
+    assert set(views["a"].cell.values) & set(views["b"].cell.values)
+    xl.check_leakage(views)
+    plain = {name: view.drop_vars("dataset") for name, view in views.items()}
+    with pytest.raises(PlanError, match="overlap in .* cells"):
+        xl.check_leakage(plain)
+    with pytest.raises(PlanError, match="overlap in .* cells"):
+        xl.check_leakage({"a": views["a"], "b": plain["b"]})
+
+
+@pytest.mark.parametrize("stratify", [None, "kind"])
+def test_cells__a_split_does_not_depend_on_the_order_of_files(stratify):
+    ds = strata().assign_coords(dataset=("cell", np.repeat(["one", "two"], 100)))
+    ds = ds.assign(X_measured=(("dataset", "gene"), np.ones((2, 3), bool)))
+    first, second = (ds.isel(cell=slice(k, k + 100)) for k in (0, 100))
+    found = [
+        xl.split(xr.concat(files, "cell", data_vars="minimal"), folds=3, stratify=stratify)
+        for files in ([first, second], [second, first])
+    ]
+    for fold in found[0]:
+        assert set(found[0][fold].cell.values) == set(found[1][fold].cell.values)
+    whole = xl.split(ds, folds=2, by="dataset")
+    assert [set(v.dataset.values.tolist()) for v in whole.values()] in ([{"one"}, {"two"}], [{"two"}, {"one"}])  # fmt: skip
+
+
 def test_cells__views_made_again_resume_where_they_were(tmp_path):
     def loader():
         ds = xl.open_cells(tmp_path / "cells.h5ad")
@@ -358,7 +510,7 @@ def test_given_views__are_checked():
         PlanError, match=r"'train' and 'val' overlap in 10,000 bp: chr1:20,000-30,000; bins"
     ):
         xl.split(crossed)
-    with pytest.raises(PlanError, match="leave out `parts` and `folds`"):
+    with pytest.raises(PlanError, match="leave out `parts`, `folds` and `stratify`"):
         xl.split(good, folds=2)
     for odd in ({}, "map.cool", {"train": xl.Loader(good["train"], windows=xl.windows.diagonal(size=4), batch_size=1)}):  # fmt: skip
         with pytest.raises(SchemaError, match="takes a Dataset, or Datasets by name"):

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from xloader import torch as torch
     from xloader.conversion import convert, convert_part, finalise
     from xloader.exporting import export
+    from xloader.joined import concat
     from xloader.leakage import check_leakage
     from xloader.loader import Loader
     from xloader.open import open_cells, open_contacts, resolutions
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from xloader.summary import check_statistics, statistics
     from xloader.together import merge
     from xloader.tracks import open_track
+    from xloader.variable_genes import highly_variable
     from xloader.verification import verify
     from xloader.views import split
 
@@ -26,11 +28,13 @@ __all__ = [
     "PredictionWriter",
     "check_leakage",
     "check_statistics",
+    "concat",
     "convert",
     "convert_part",
     "errors",
     "export",
     "finalise",
+    "highly_variable",
     "merge",
     "open_cells",
     "open_contacts",
@@ -51,10 +55,12 @@ _FROM = {
     "PredictionWriter": "predictions",
     "check_leakage": "leakage",
     "check_statistics": "summary",
+    "concat": "joined",
     "convert": "conversion",
     "convert_part": "conversion",
     "export": "exporting",
     "finalise": "conversion",
+    "highly_variable": "variable_genes",
     "merge": "together",
     "open_cells": "open",
     "open_contacts": "open",

@@ -12,7 +12,7 @@ from xarray.core import indexing
 
 from xloader.buffers import Buffers
 from xloader.csr import CSRArray, concatenate
-from xloader.packed import PackedRows, pack
+from xloader.packed import PackedFiles, PackedRows, pack
 
 Key = tuple[int | slice, ...]
 Int64 = npt.NDArray[np.int64]
@@ -37,6 +37,9 @@ class StoredArray(BackendArray):
 
     is_converted: bool = False
     """Whether it lies in a training store, which nothing is read faster from."""
+
+    beneath: tuple[Any, ...] = ()
+    """Arrays that it reads from and that are not ours, as xarray or dask hold them."""
 
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         self.shape = shape
@@ -79,6 +82,9 @@ class RowArray(StoredArray):
 
     by_column: bool = False
     """Whether columns are stored together, so that each read of some rows scans everything."""
+
+    is_counted: bool = True
+    """Whether `nnz_of` tells how many values there are; else there are at most as many."""
 
     _support = indexing.IndexingSupport.OUTER
 
@@ -135,7 +141,7 @@ class RowArray(StoredArray):
         starts: Int64,
         stops: Int64,
         buffers: Buffers,  # noqa: ARG002 # for formats that decode into it
-    ) -> PackedRows:
+    ) -> PackedRows | PackedFiles:
         """
         Read several ranges of rows in the form that batches are gathered from.
 
@@ -148,7 +154,7 @@ class RowArray(StoredArray):
 
         Returns
         -------
-        PackedRows
+        PackedRows or PackedFiles
             The rows of all ranges in the given order.
         """
         return pack(self.read_ranges(starts, stops), f"`{self!r}`")
@@ -170,10 +176,26 @@ class RowArray(StoredArray):
         # the joined rows and their pieces
         return 2 * self.nnz_of(starts, stops) * (self.dtype.itemsize + 4)
 
+    def of_columns(self, columns: Int64) -> "RowArray":  # noqa: ARG002 # for formats that can
+        """
+        Return an array of some columns, if they can be read without the others.
+
+        Parameters
+        ----------
+        columns : ndarray of int64, shape (n,)
+            Rising numbers of columns.
+
+        Returns
+        -------
+        RowArray
+            Of these columns alone; this array itself where rows are stored whole.
+        """
+        return self
+
     @abstractmethod
     def nnz_of(self, starts: Int64, stops: Int64) -> Int64:
         """
-        Count the stored values of row ranges without reading them.
+        Count the stored values of row ranges without reading them, see `is_counted`.
 
         Parameters
         ----------

@@ -41,6 +41,8 @@ class Shift:
     """Places that each window may take, its own and those after it, at least 1, shape (n,)."""
     seed: int
     """Seed of the distances."""
+    step: int = 1
+    """Elements from one place to the next."""
 
     def of(self, ids: Int64, epoch: int) -> Int64:
         """
@@ -58,7 +60,7 @@ class Shift:
         ndarray of int64, shape (m,)
             In elements: a function of the seed, the epoch and the window alone.
         """
-        return below(ids, self.room[ids], key_of(_SHIFT, self.seed, epoch))
+        return below(ids, self.room[ids], key_of(_SHIFT, self.seed, epoch)) * self.step
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Windows:
     skipped: tuple[str, ...] = ()
     """Regions shorter than a window, left out by ``remainder="drop"``."""
     empty: tuple[str, ...] = ()
-    """Chromosomes, also of the file alone, in which no window lies."""
+    """Chromosomes of either axis in which no window lies."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Windows that were asked for and are not served, by reason."""
     shift: Shift | None = None
@@ -90,7 +92,12 @@ class Windows:
     beyond: Int64 | None = None
     """How far each window reaches beyond its start (below 0) or end and is padded, shape (n, n_dims)."""
     linked: tuple[tuple[int, Int64], ...] = ()
-    """Of each dimension after those that `starts` has: which of them decides, and its starts by theirs."""
+    """
+    Of each dimension after those that `starts` has: which of them decides, and its starts by theirs;
+    -1 where there are none.
+    """
+    points: tuple[str, ...] = ()
+    """Dimensions along which a window is one position, and batches have no axis, such as `cell`."""
 
     def __len__(self) -> int:
         return self.n
@@ -117,20 +124,26 @@ class Windows:
         Windows
             As they were drawn.
         """
-        n = len(self.dims) - len(self.linked)
-        return replace(self, dims=self.dims[:n], size=self.size[:n], linked=())
+        dims = self.dims[: self._n_drawn]
+        points = tuple(d for d in self.points if d in dims)
+        size = self.size[: self._n_drawn]
+        return replace(self, dims=dims, size=size, linked=(), points=points)
+
+    @property
+    def _n_drawn(self) -> int:
+        return len(self.dims) - len(self.linked)
 
     @property
     def by_row(self) -> bool:
         """
-        Say whether each window is a single position of a single dimension.
+        Say whether each window is a single position, along all dimensions.
 
         Returns
         -------
         bool
             True for cells one by one.
         """
-        return self.size == (1,)
+        return set(self.points) == set(self.dims)
 
     def starts_of(self, ids: Int64, epoch: int | None = None) -> Int64:
         """
@@ -154,11 +167,37 @@ class Windows:
         starts = ids[:, None] if self.starts is None else self.starts[ids]
         if self.shift is None or epoch is None:
             return starts
-        return starts + self.shift.of(ids, epoch)[:, None]
+        return starts + self.shift.of(ids, epoch)[:, None] * self._moving
+
+    @property
+    def _moving(self) -> Int64:
+        """Return 1 for each drawn dimension that shifts move windows along, 0 for others."""
+        return np.array([d not in self.points for d in self.dims[: self._n_drawn]], np.int64)
 
     def _with_linked(self, starts: Int64) -> Int64:
-        further = [first[starts[:, axis]] for axis, first in self.linked]
+        further = [np.maximum(first[starts[:, axis]], 0) for axis, first in self.linked]
         return np.stack([*starts.T, *further], axis=1) if further else starts
+
+    def lacking(self, ids: Int64) -> dict[str, npt.NDArray[np.bool_]]:
+        """
+        Return which windows have nothing along dimensions that follow others.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (m,)
+            Window numbers.
+
+        Returns
+        -------
+        dict of str to ndarray of bool, shape (m,)
+            By dimension, those that any window lacks; what is read there belongs to another one.
+        """
+        found = {}
+        dims = self.dims[self._n_drawn :]
+        for dim, (axis, first) in zip(dims, self.linked, strict=True):
+            if (first < 0).any() and dim in self.points:
+                found[dim] = first[self._starts(ids, None)[:, axis]] < 0
+        return found
 
     def reach_of(self, ids: Int64, epoch: int | None = None) -> tuple[Int64, Int64]:
         """
@@ -179,7 +218,7 @@ class Windows:
         first = self._starts(ids, epoch)
         if self.shift is None or epoch is not None:
             return (self._with_linked(first),) * 2
-        last = first + (self.shift.room[ids] - 1)[:, None]
+        last = first + ((self.shift.room[ids] - 1) * self.shift.step)[:, None] * self._moving
         return self._with_linked(first), self._with_linked(last)
 
     def shown_of(self, ids: Int64, epoch: int | None = None) -> tuple[Int64, Int64]:
@@ -205,7 +244,9 @@ class Windows:
         over = self.beyond[ids]
         return first + np.maximum(over, 0), stop + np.minimum(over, 0)
 
-    def with_linked(self, dim: str, axis: int, first: Int64, size: int) -> "Windows":
+    def with_linked(
+        self, dim: str, axis: int, first: Int64, size: int, *, point: bool = False
+    ) -> "Windows":
         """
         Return the same windows, cutting a further dimension.
 
@@ -219,6 +260,8 @@ class Windows:
             Where a window starts on it, by its start along that.
         size : int
             How long windows are on it, in elements.
+        point : bool, optional
+            Whether they are one position, without an axis in batches.
 
         Returns
         -------
@@ -226,7 +269,48 @@ class Windows:
             As many, with the same numbers.
         """
         linked = (*self.linked, (axis, first))
-        return replace(self, dims=(*self.dims, dim), size=(*self.size, size), linked=linked)
+        points = (*self.points, dim) if point else self.points
+        dims, size_ = (*self.dims, dim), (*self.size, size)
+        return replace(self, dims=dims, size=size_, linked=linked, points=points)
+
+    def crossed(self, dim: str, n: int) -> "Windows":
+        """
+        Return every window at every position of a further dimension.
+
+        Parameters
+        ----------
+        dim : str
+            The further dimension, such as `cell`.
+        n : int
+            Its length.
+
+        Returns
+        -------
+        Windows
+            All windows of the first position, then those of the next.
+        """
+        assert self.starts is not None
+        m = len(self)
+        place = np.repeat(np.arange(n, dtype=np.int64), m)[:, None]
+        starts = np.concatenate([place, np.tile(self.starts, (n, 1))], axis=1)
+        shift = self.shift and replace(self.shift, room=np.tile(self.shift.room, n))
+        beyond = self.beyond
+        if beyond is not None:
+            beyond = np.concatenate([np.zeros_like(place), np.tile(beyond, (n, 1))], axis=1)
+        return replace(
+            self,
+            dims=(dim, *self.dims),
+            size=(1, *self.size),
+            starts=starts,
+            n=n * m,
+            n_flush=n * self.n_flush,
+            n_moved=n * self.n_moved,
+            left_out={why: n * count for why, count in self.left_out.items()},
+            shift=shift,
+            beyond=beyond,
+            linked=tuple((axis + 1, first) for axis, first in self.linked),
+            points=(dim, *self.points),
+        )
 
 
 def rows(dim: str, n: int) -> Windows:
@@ -245,7 +329,7 @@ def rows(dim: str, n: int) -> Windows:
     Windows
         With ``starts`` None.
     """
-    return Windows((dim,), (1,), None, n)
+    return Windows((dim,), (1,), None, n, points=(dim,))
 
 
 def regions_of(names: npt.NDArray[Any], ids: npt.NDArray[Any]) -> list[Region]:
@@ -402,6 +486,7 @@ def collect(
         left_out=left_out,
         shift=None if drawn.room is None else Shift(drawn.room, seed),
         beyond=drawn.beyond,
+        points=dims if size == (1,) else (),
     )
 
 

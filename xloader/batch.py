@@ -13,7 +13,7 @@ from xarray.indexes import PandasIndex
 
 from xloader.axes import Int64
 from xloader.packed import slice_rows
-from xloader.read import Values
+from xloader.read import Reader, Values
 from xloader.source import Source
 
 _OWN = ("sample_id", "valid")
@@ -42,6 +42,14 @@ class Labeller:
         self._own_indexes: tuple[str, ...] = ()
         self._sizes: dict[Any, int] = {}
         self._wholes: dict[str, tuple[npt.NDArray[Any], pd.Index[Any]]] = {}
+        self._forms = {name: self._form(reader) for name, reader in source.readers.items()}
+
+    def _form(self, reader: Reader) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Return the dimensions of a variable in batches, and which axes of its values have no place there."""
+        points = self.source.windows.points
+        rest = reader.dims[1:] if reader.is_rows else reader.dims
+        single = tuple(1 + k for k, d in enumerate(rest) if d in points)
+        return (self.dim, *(d for d in rest if d not in points)), single
 
     def label(
         self, values: Mapping[str, Values], ids: Int64, valid: npt.NDArray[np.bool_] | None
@@ -83,15 +91,8 @@ class Labeller:
         source, dim = self.source, self.dim
         variables: dict[str, xr.Variable] = {}
         for name, value in values.items():
-            dims = source.readers[name].dims
-            if dims[0] == dim:
-                rows = value
-            elif dim in dims:
-                # rows along a later dimension were cut as windows of length one
-                rows = np.squeeze(value, 1 + dims.index(dim))
-                dims = (dim, *(d for d in dims if d != dim))
-            else:
-                rows, dims = value, (dim, *dims)
+            dims, single = self._forms[name]
+            rows = np.squeeze(value, single) if single else value
             variables[name] = make(dims, rows, source.variable_attrs[name])
         variables.update(source.fixed)
         variables["sample_id"] = make((dim,), ids, {})

@@ -291,7 +291,7 @@ class _Tally:
 
 def contact_statistics(
     ds: xr.Dataset, settings: Settings, *, budget: int, progress: bool
-) -> xr.Dataset:
+) -> tuple[xr.Dataset, str]:
     """
     Return the statistics of the contacts within chromosomes.
 
@@ -308,8 +308,10 @@ def contact_statistics(
 
     Returns
     -------
-    xarray.Dataset
-        As `xloader.statistics` describes it.
+    figures : xarray.Dataset
+        As the page about contacts describes them.
+    fingerprint : str
+        What tells this map from others.
 
     Raises
     ------
@@ -330,7 +332,7 @@ def contact_statistics(
                 counted.add(chunk, block)
             bar.update(len(chunks))
     counted.flush()
-    return _labelled(counted, fingerprint(contacts, probe))
+    return _labelled(counted), fingerprint(contacts, probe)
 
 
 def _chunks_at_a_time(contacts: Contacts, budget: int) -> int:
@@ -363,7 +365,7 @@ def _bands(needed: Iterator[Int64], most: int) -> Iterator[Int64]:
         yield np.concatenate(held)
 
 
-def _labelled(counted: _Tally, told: str) -> xr.Dataset:
+def _labelled(counted: _Tally) -> xr.Dataset:
     """Return the results of a count."""
     c, s = counted.contacts, counted.contacts.settings
     n_pairs = c.n_pairs() - counted.missing
@@ -399,16 +401,11 @@ def _labelled(counted: _Tally, told: str) -> xr.Dataset:
         "start1": ("bin1", c.bins["start"].to_numpy(), {"units": "bp"}),
         "end1": ("bin1", c.bins["end"].to_numpy(), {"units": "bp"}),
     }
-    attrs = {
-        "kind": "contacts",
-        "variable": s.variable,
-        "weight": s.weight,
-        "ignore_diags": s.ignore_diags,
-    }
+    attrs: dict[str, Any] = {"weight": s.weight, "ignore_diags": s.ignore_diags}
     binsize = c.ds.attrs.get("binsize")
     if binsize is not None:  # variable bins have none
         attrs["binsize"] = int(binsize)
-    return xr.Dataset(data, coords, {**attrs, "fingerprint": told})
+    return xr.Dataset(data, coords, attrs)
 
 
 def _moments(n: Any, sums: Any, squares: Any) -> tuple[Any, Any]:

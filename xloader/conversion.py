@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
@@ -15,6 +15,7 @@ from xloader import schema
 from xloader.appending import PREFIX, conform
 from xloader.converting import DESCRIPTION, Job, Options, complete, forget, join, tidy
 from xloader.errors import PlanError, ReadError, SchemaError
+from xloader.joined import concat
 from xloader.memory import nbytes_of
 from xloader.open import identify, open_cells, open_contacts, resolutions
 from xloader.state import digest
@@ -26,7 +27,7 @@ from xloader.store.write import CODECS, manifest
 
 
 def convert(
-    source: str | os.PathLike[str] | xr.Dataset,
+    source: str | os.PathLike[str] | xr.Dataset | Sequence[Any],
     store: str | os.PathLike[str],
     *,
     shuffle: bool = False,
@@ -46,10 +47,11 @@ def convert(
 
     Parameters
     ----------
-    source : str, path-like or xarray.Dataset
+    source : str, path-like, xarray.Dataset, or a list of them
         A ``.cool``, ``.mcool`` or ``.hic`` (all their resolutions) or ``.h5ad`` file, one cell of a
         ``.scool`` file (``file::/cells/ID``), another store, or an opened Dataset with whatever was
-        selected from it.
+        selected from it. A list of cells goes into one store as `concat` joins them, all genes
+        kept; ``convert(xl.concat(paths, join=...), store)`` keeps others, and takes names.
     store : str or path-like
         Directory to make.
     shuffle : bool, optional
@@ -128,7 +130,7 @@ def _append(ds: xr.Dataset, target: Path, options: Options, *, progress: bool) -
 
 
 def convert_part(
-    source: str | os.PathLike[str] | xr.Dataset,
+    source: str | os.PathLike[str] | xr.Dataset | Sequence[Any],
     store: str | os.PathLike[str],
     part: int,
     n_parts: int,
@@ -150,7 +152,7 @@ def convert_part(
 
     Parameters
     ----------
-    source : str, path-like or xarray.Dataset
+    source : str, path-like, xarray.Dataset, or a list of them
         As for `convert`; the same for all parts.
     store : str or path-like
         As for `convert`; the same for all parts.
@@ -303,9 +305,14 @@ def _request(
 
 def _groups(source: Any) -> dict[str, xr.Dataset]:
     """Return what is converted, by the name of its group."""
+    if isinstance(source, list | tuple):
+        return {"": concat(source)}
     if not isinstance(source, xr.Dataset):
         if not isinstance(source, str | os.PathLike):
-            msg = f"cannot convert a {type(source).__name__}; give a path or an opened Dataset"
+            msg = (
+                f"cannot convert a {type(source).__name__}; give a path or an opened Dataset, a list of cells, or "
+                "what xl.concat makes of several"
+            )
             raise SchemaError(msg)
         if identify(source)[1] == "cells":
             return {"": open_cells(source)}

@@ -256,7 +256,8 @@ class Step:
             return False
         array, rows, columns = self._rows
         everything = np.array_equal(columns, np.arange(array.shape[1]))
-        return everything and not array.by_column and bool((np.diff(rows) > 0).all())
+        plain = array.is_counted and not array.by_column
+        return everything and plain and bool((np.diff(rows) > 0).all())
 
     def staging(self) -> RowStaging | DenseStaging | None:
         """

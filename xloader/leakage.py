@@ -13,6 +13,7 @@ from xloader import genome
 from xloader.axes import Windows
 from xloader.described import Described
 from xloader.errors import PlanError, SchemaError
+from xloader.labels import cell_names, has_datasets
 
 
 def check_leakage(parts: Mapping[str, Any], *, by: str | None = None) -> None:
@@ -20,7 +21,9 @@ def check_leakage(parts: Mapping[str, Any], *, by: str | None = None) -> None:
     Refuse parts of data that overlap, so that nothing a model is tested on is in what it learnt.
 
     Contact maps are symmetric: a bin counts whether it is on `bin1` or on `bin2`, and parts are
-    compared in base pairs, so they may have different resolutions. Cells are told by their names.
+    compared in base pairs, so they may have different resolutions. Cells are told by their names, and
+    where all parts have a coordinate `dataset`, as joined files do, by it too. Cells that have no value
+    of `by` are not compared in it.
 
     Parameters
     ----------
@@ -55,8 +58,12 @@ def check_leakage(parts: Mapping[str, Any], *, by: str | None = None) -> None:
         for (a, first), (b, second) in itertools.combinations(spans.items(), 2):
             _refuse_shared_bins(a, b, genome.shared(first, second))
         return
+    joined = all(has_datasets(ds) for ds, _ in read.values())
     for label in dict.fromkeys(["cell", by or "cell"]):
-        values = {name: _values(name, ds, windows, label) for name, (ds, windows) in read.items()}
+        values = {
+            name: _values(name, ds, windows, label, joined=joined)
+            for name, (ds, windows) in read.items()
+        }
         for (a, one), (b, other) in itertools.combinations(values.items(), 2):
             _refuse_shared_values(a, b, one.intersection(other), label)
 
@@ -95,12 +102,15 @@ def _intervals(ds: xr.Dataset, windows: Windows | None) -> pd.DataFrame:
     return genome.merged(pd.concat(tables, ignore_index=True))
 
 
-def _values(name: str, ds: xr.Dataset, windows: Windows | None, label: str) -> "pd.Index[Any]":
+def _values(
+    name: str, ds: xr.Dataset, windows: Windows | None, label: str, *, joined: bool
+) -> "pd.Index[Any]":
     if label not in ds.coords or ds[label].dims != ("cell",):
         there = sorted(str(c) for c in ds.coords if ds[c].dims == ("cell",))
         msg = f"by={label!r} is no coordinate of the cells of {name!r}; there are {there}"
         raise SchemaError(msg)
-    values = np.asarray(ds[label])[_covered(ds, windows, "cell")]
+    whole = cell_names(ds, of_dataset=joined) if label == "cell" else np.asarray(ds[label])
+    values = whole[_covered(ds, windows, "cell")]
     return pd.Index(values[pd.notna(values)]).unique()
 
 

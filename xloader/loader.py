@@ -20,6 +20,7 @@ from xloader.contract import SampleRandom, Transform, apply, check, fusion_of
 from xloader.cursor import Cursor
 from xloader.described import Described
 from xloader.errors import PerformanceWarning, PlanError, warn
+from xloader.labels import Labels, resolve_labels
 from xloader.memory import divide, nbytes_of
 from xloader.named import name_batch, name_samples
 from xloader.pipeline import cut, gathered
@@ -33,7 +34,6 @@ from xloader.request import (
     resolve_ranks,
     resolve_variables,
     storage_blocks,
-    vocabularies,
 )
 from xloader.source import Loaded, Source
 from xloader.state import State, fingerprints_of, make_state, read_state
@@ -52,9 +52,9 @@ class Loader(Described):
 
     Parameters
     ----------
-    source : xarray.Dataset, mapping of str to xarray.Dataset, or xbatcher.BatchGenerator
-        What to read; several contact maps and tracks are put together by `xloader.merge`; the
-        windows of a generator are used as they are.
+    source : xarray.Dataset, list or mapping of str to xarray.Dataset, or xbatcher.BatchGenerator
+        What to read; a list of cells is put together by `xloader.concat`, a mapping of contact
+        maps, tracks and cells by `xloader.merge`; the windows of a generator are used as they are.
     batch_size : int
         Samples per batch, on each rank.
     input_dims : mapping of str to int, optional
@@ -63,11 +63,15 @@ class Loader(Described):
     input_overlap : mapping of str to int, optional
         Elements that neighbouring windows share along each dimension. Default: 0.
     windows : Shape, optional
-        Contact windows, from `xloader.windows`, instead of `input_dims`.
+        Contact windows, from `xloader.windows`, instead of `input_dims`; with
+        ``input_dims={"cell": 1}`` they are cut out of each single cell.
     variables : sequence of str, optional
         Data variables to deliver. Default: all.
-    labels : sequence of str, optional
-        Coordinates of samples that adapters deliver as integer codes, see `categories`.
+    labels : sequence of str, or mapping of str to sequence or None, optional
+        Coordinates of samples that are delivered as tensors too. Text, booleans and what a file calls
+        categorical are classes: int64 codes into ``loader.categories``, -1 where missing. Other
+        numbers are float32, NaN where missing. A mapping gives vocabularies, such as
+        ``{"cell_type": train.categories["cell_type"]}``; labels that a vocabulary lacks are refused.
     transform : callable, optional
         ``f(batch)`` or ``f(batch, *, rng)`` -> Dataset; keeps the samples of the batch.
     shuffle : bool, optional
@@ -123,7 +127,7 @@ class Loader(Described):
         input_overlap: Mapping[str, int] | None = None,
         windows: Shape | None = None,
         variables: Sequence[str] | None = None,
-        labels: Sequence[str] = (),
+        labels: Labels = (),
         transform: Transform | None = None,
         shuffle: bool = False,
         seed: int = 0,
@@ -155,8 +159,7 @@ class Loader(Described):
         check(transform, partial(first_labels, self.ds, drawn))
         self.prefetch = prefetch
         self.variables = resolve_variables(self.ds, variables)
-        self.labels = tuple(labels)
-        self.categories = vocabularies(self.ds, labels, drawn)
+        self.labels, self.categories = resolve_labels(self.ds, labels, drawn)
         self._cursor = Cursor()
         self._fingerprints: dict[str, str] | None = None
         self._advised = False
@@ -180,6 +183,7 @@ class Loader(Described):
             block_nbytes=division.block_nbytes,
             nbytes=division.nbytes,
             sample_nbytes=reading.stored_nbytes,
+            chosen=reading.chosen,
             **dict(zip(("rank", "world_size"), resolve_ranks(rank, world_size), strict=True)),
         )
 
@@ -276,7 +280,8 @@ class Loader(Described):
 
     @override
     def position_of(self, state: Mapping[str, Any]) -> tuple[int, int]:  # numpydoc ignore=GL08
-        return read_state(state, self.plan, self._identity())
+        names = self.ds.coords.get("dataset_name", ())
+        return read_state(state, self.plan, self._identity(), [str(n) for n in np.asarray(names)])
 
     def _identity(self) -> dict[str, str]:
         if self._fingerprints is None:

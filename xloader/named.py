@@ -60,9 +60,10 @@ def name_samples(ds: xr.Dataset, windows: Windows, ids: Int64, epoch: int | None
     "samples [1, 0] (cell 'b'; cell 'a')"
     """
     numbers = ", ".join(map(str, ids[:8].tolist())) + (", ..." if len(ids) > 8 else "")
+    drawn = windows.unlinked
     names = [
-        " x ".join(map(_place, [ds] * len(first), windows.dims, first, stop))
-        for first, stop in np.stack(windows.shown_of(ids[:3], epoch), axis=1).tolist()
+        " x ".join(map(_place, [ds] * len(first), drawn.dims, first, stop))
+        for first, stop in np.stack(drawn.shown_of(ids[:3], epoch), axis=1).tolist()
     ]
     return f"samples [{numbers}] ({'; '.join(names)}{'; ...' if len(ids) > 3 else ''})"
 

@@ -10,13 +10,17 @@ import xarray as xr
 from xarray.backends import BackendEntrypoint
 
 from xloader import genome
-from xloader.backends import hic
+from xloader.backends import hic, mtx, npz
 from xloader.backends import store as store_backend
 from xloader.errors import SchemaError
-from xloader.store.layout import missing, read_root
+from xloader.store.layout import missing, read_root, root_attributes
 from xloader.store.places import Url, place_of
 
-_OPENERS = {"contacts": "xl.open_contacts", "cells": "xl.open_cells"}
+_OPENERS = {
+    "contacts": "xl.open_contacts",
+    "cells": "xl.open_cells",
+    "arrays": "xr.open_dataset(path, engine='npz')",
+}
 
 
 def identify(path: str | os.PathLike[str]) -> tuple[str, str]:
@@ -47,30 +51,64 @@ def identify(path: str | os.PathLike[str]) -> tuple[str, str]:
     file = Path(name)
     if not file.exists():
         raise missing(file)
+    if mtx.is_mtx(file):
+        return "tenx", "cells"
+    if npz.is_npz(file):
+        return "npz", npz.kind_of(file)
     if file.is_dir():
-        return "xloader", str(read_root(file)["kind"])
+        return _identify_zarr(file, group) or ("xloader", str(read_root(file)["kind"]))
     if hic.is_hic(file):
         return "hic", "contacts"
-    from xloader.backends.hdf5 import HDF5File  # stores do without h5py
+    return _of_hdf5(file, group)
 
-    with HDF5File(name).reading() as opened:
+
+def _of_hdf5(file: Path, group: str) -> tuple[str, str]:
+    from xloader.backends import loom, tenx  # stores do without h5py
+    from xloader.backends.anndata import engine_of
+    from xloader.backends.hdf5 import HDF5File
+
+    tree = HDF5File(str(file))
+    with tree.reading() as opened:
         found = opened.get(group or "/")
         groups = set(found) if hasattr(found, "keys") else set()
         root = sorted(opened)
-    if {"obs", "var"} <= groups:
-        return "anndata", "cells"
-    if {"bins", "pixels"} <= groups or groups & {"resolutions", "cells"}:
+        # thousands of cells need not be looked into
+        is_map = groups & {"bins", "resolutions", "cells"}
+        engine = None if is_map else engine_of(tree, group)
+    if engine is not None:
+        return engine, "cells"
+    is_cooler = {"bins", "pixels"} <= groups or groups & {"resolutions", "cells"}
+    are_zooms = bool(groups) and all(map(str.isdecimal, groups))
+    if is_cooler or are_zooms or group.rstrip("/").endswith("cells"):
         return "cooler", "contacts"
-    if group.rstrip("/").endswith("cells") or (groups and all(map(str.isdecimal, groups))):
-        return "cooler", "contacts"
+    with tree.reading() as opened:
+        if tenx.is_tenx(opened):
+            return "tenx", "cells"
+        if loom.is_loom(opened):
+            return "loom", "cells"
     if group and not groups:
-        msg = f"{name!r} has no group {group!r}; at its root it has {root}"
+        msg = f"{str(file)!r} has no group {group!r}; at its root it has {root}"
         raise SchemaError(msg)
     msg = (
         f"{str(file)!r} is HDF5, but neither a cooler (groups bins, pixels, indexes or resolutions) nor "
-        f"AnnData (obs, var): it has {sorted(groups)}"
+        f"AnnData (obs, var), 10x (matrix, or one group per genome) or loom (matrix, row_attrs, "
+        f"col_attrs): it has {sorted(groups)}"
     )
     raise SchemaError(msg)
+
+
+def _identify_zarr(folder: Path, group: str) -> tuple[str, str] | None:
+    """Say which zarr store of another tool a directory is; None for a store of ours, or anything else."""
+    if "xloader" in root_attributes(folder):
+        return None
+    from xloader.backends.anndata import engine_of
+    from xloader.backends.zarr_tree import ZarrTree, is_zarr
+
+    engine = engine_of(ZarrTree(str(folder)), group) if is_zarr(folder) else None
+    if engine is None and group:
+        msg = f"{str(folder)!r} has no AnnData at {group!r}; it has {sorted(p.name for p in folder.iterdir())}"
+        raise SchemaError(msg)
+    return None if engine is None else (engine, "cells")
 
 
 def _engine(path: str | os.PathLike[str], kind: str) -> str | type[BackendEntrypoint]:
@@ -161,8 +199,12 @@ def open_cells(
     Parameters
     ----------
     path : str or path-like
-        An ``.h5ad`` file, or a store made by `convert`: its directory, or any URL of it that fsspec
-        opens.
+        An ``.h5ad`` or ``.h5mu`` file, the directory of AnnData or MuData in zarr (v2 or v3) or of a
+        collection made by annbatch, ``path::group`` (such as ``x.h5mu::/mod/rna``); a 10x ``.h5`` file
+        (``file.h5::genome`` for one of several genomes of Cell Ranger 2), or a folder of `matrix.mtx`
+        with its barcodes and features; a ``.loom`` file; an ``.npz`` file or folder of ``.npy`` files
+        that name their dimensions; or a store made by
+        `convert`: its directory, or any URL of it that fsspec opens.
     chunks : dict, int, "auto" or None, optional
         As for `xarray.open_dataset`. Default ``{}``: dask arrays in pieces that suit the file; None:
         xarray's own lazy arrays.

@@ -1,6 +1,6 @@
 """Sparse rows in memory as they were stored, gathered into batches by compiled loops."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,8 +131,64 @@ class PackedRows:
                 raise ReadError(msg)
 
 
-Part = tuple[PackedRows, Int64]
+@dataclass(frozen=True)
+class PackedFiles:
+    """Rows of several matrices that number their columns differently."""
+
+    parts: tuple[tuple[PackedRows, Panel | None], ...]
+    """Each matrix, and where its columns go; rising panels only."""
+    of: npt.NDArray[np.intp]
+    """Which matrix each row is of, shape (n_rows,)."""
+    at: Int64
+    """Which of its rows it is, shape (n_rows,)."""
+    n_columns: int
+    """Number of columns of the whole."""
+
+    @property
+    def lengths(self) -> Int64:
+        """
+        Return the stored values of each row, those of columns that go nowhere too.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_rows,)
+            For all rows.
+        """
+        out = np.empty(len(self.of), np.int64)
+        for k, (packed, _) in enumerate(self.parts):
+            here = self.of == k
+            out[here] = packed.lengths[self.at[here]]
+        return out
+
+
+Part = tuple[PackedRows | PackedFiles, Int64]
 """Rows in memory, and which of them are wanted."""
+
+
+def _pieces(
+    parts: Sequence[Part], wanted: Panel | None
+) -> Iterator[tuple[PackedRows, Int64, Panel | None, Int64]]:
+    """Yield rows of one matrix each, which columns of it are wanted, and where the rows go."""
+    first = 0
+    for packed, rows in parts:
+        to = np.arange(first, first + len(rows))
+        first += len(rows)
+        if isinstance(packed, PackedRows):
+            yield packed, rows, wanted, to
+            continue
+        of, at = packed.of[rows], packed.at[rows]
+        for k, (own, placed) in enumerate(packed.parts):
+            here = np.flatnonzero(of == k)
+            if len(here):
+                yield own, at[here], _through(placed, wanted), to[here]
+
+
+def _through(first: Panel | None, then: Panel | None) -> Panel | None:
+    """Return where columns go that are renumbered twice."""
+    if first is None or then is None:
+        return then if first is None else first
+    place = np.where(first.place >= 0, then.place[first.place], -1).astype(np.int32)
+    return Panel(place, then.n, first.rising and then.rising)
 
 
 def take(
@@ -159,31 +215,32 @@ def take(
     """
     from xloader.kernels import rows as kernels
 
-    found = [(p, rows, p.starts[rows], p.lengths[rows]) for p, rows in parts]
-    counts = [lengths for *_, lengths in found]
-    if wanted is not None:
-        counts = [np.empty_like(lengths) for lengths in counts]
-        for (p, rows, starts, lengths), n in zip(found, counts, strict=True):
-            p._run(kernels.count, (p.columns, starts, lengths, wanted.place, n), lengths, rows)
-    indptr = np.append(0, np.cumsum(np.concatenate(counts)))
+    counts = np.zeros(sum(len(rows) for _, rows in parts), np.int64)
+    found = []
+    for p, rows, chosen, to in _pieces(parts, wanted):
+        starts, lengths = p.starts[rows], p.lengths[rows]
+        found.append((p, rows, chosen, to, starts, lengths))
+        n = lengths
+        if chosen is not None:
+            n = np.empty_like(lengths)
+            p._run(kernels.count, (p.columns, starts, lengths, chosen.place, n), lengths, rows)
+        counts[to] = n
+    indptr = np.append(0, np.cumsum(counts))
     n_columns = parts[0][0].n_columns
     data = buffers.empty((int(indptr[-1]),), compiled(dtype))
     indices = buffers.empty(data.shape, np.int32 if n_columns < 2**31 else np.int64)
-    first = 0
-    for p, rows, starts, lengths in found:
-        mine = indptr[first : first + len(starts) + 1]
-        first += len(starts)
-        if wanted is None:
-            args = (p.values, p.columns, starts, mine, data, indices, n_columns)
+    for p, rows, chosen, to, starts, lengths in found:
+        target = (indptr[to], data, indices)
+        if chosen is None:
+            args = (p.values, p.columns, starts, lengths, *target, p.n_columns)
             p._run(kernels.copy, args, lengths, rows)
         else:
-            chosen = (p.values, p.columns, starts, lengths, wanted.place, mine, data, indices)
-            p._run(kernels.select, chosen, lengths, rows)
+            panelled = (p.values, p.columns, starts, lengths, chosen.place, *target)
+            p._run(kernels.select, panelled, lengths, rows)
     data = data.astype(dtype, copy=False)
-    if wanted is None:
-        return CSRArray(data, indices, indptr, (first, n_columns))
-    out = CSRArray(data, indices, indptr, (first, wanted.n))
-    return out if wanted.rising else out.sort_columns()
+    width = n_columns if wanted is None else wanted.n
+    out = CSRArray(data, indices, indptr, (len(counts), width))
+    return out if wanted is None or wanted.rising else out.sort_columns()
 
 
 def take_dense(
@@ -213,12 +270,9 @@ def take_dense(
     n = sum(len(rows) for _, rows in parts)
     n_columns = parts[0][0].n_columns if wanted is None else wanted.n
     out = buffers.empty((n, n_columns), compiled(dtype))
-    place = np.zeros(0, np.int32) if wanted is None else wanted.place
-    first = 0
-    for p, rows in parts:
-        mine = out[first : first + len(rows)]
-        first += len(rows)
-        args = (p.values, p.columns, p.starts[rows], p.lengths[rows], place, mine)
+    for p, rows, chosen, to in _pieces(parts, wanted):
+        place = np.zeros(0, np.int32) if chosen is None else chosen.place
+        args = (p.values, p.columns, p.starts[rows], p.lengths[rows], place, to, out)
         p._run(kernels.scatter, args, np.full(len(rows), n_columns), rows)
     return out.astype(dtype, copy=False)
 

@@ -41,7 +41,7 @@ def pad(
     if name in (f"chrom{d[-1]}" for d in dims):
         return values
     out = values.copy()
-    fill = -1 if (name,) == dims and values.dtype.kind == "i" else _nothing(values.dtype)
+    fill = -1 if (name,) == dims and values.dtype.kind == "i" else nothing(values.dtype)
     for k in np.flatnonzero(over.any(axis=1)).tolist():
         ends = list(zip(over[k].tolist(), values.shape[1:], strict=True))
         source = tuple(slice(max(d, 0), n + min(d, 0)) for d, n in ends)
@@ -55,7 +55,20 @@ def pad(
     return out
 
 
-def _nothing(dtype: np.dtype[Any]) -> Any:
+def nothing(dtype: np.dtype[Any]) -> Any:
+    """
+    Return what stands where there is no value.
+
+    Parameters
+    ----------
+    dtype : dtype
+        Of an array.
+
+    Returns
+    -------
+    object
+        NaN or NaT, None or empty text; zero or False where the dtype has none of these.
+    """
     if dtype.kind in "fc":
         return np.nan
     if dtype.kind in "mM":

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from xloader.axes import Int64, Windows
 from xloader.errors import PlanError
-from xloader.planned import as_table, as_text, facts, heading
+from xloader.planned import Chosen, as_table, as_text, facts, heading
 from xloader.randomness import Randomness, predict
 from xloader.visits import Blocks, Listed, Visits
 
@@ -121,6 +121,8 @@ class Plan:
     """Bytes that are decoded if each block is read once, at most; 0 if everything is in memory."""
     sample_nbytes: int = 0
     """Bytes of them that one sample asks for, on average."""
+    chosen: tuple[Chosen, ...] = ()
+    """Variables of which some columns are wanted."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be planned."""

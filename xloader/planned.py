@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,25 @@ if TYPE_CHECKING:
     from xloader.plan import Plan
 
 Facts = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some columns of a variable, and what is read for them."""
+
+    variable: str
+    """Whose columns."""
+    dim: str
+    """Along which dimension."""
+    n: int
+    """How many are wanted."""
+    n_stored: int
+    """How many are stored."""
+    nbytes: int
+    """Bytes that are decoded if each row is read once."""
+    whole_nbytes: int
+    """Bytes that all columns of these rows have."""
+
 
 _POOLS = 4
 _SAMPLES = 2**16
@@ -32,12 +52,14 @@ def heading(plan: "Plan") -> str:
         Batches, and the windows they are made of.
     """
     w = plan.windows
-    size = ", ".join(f"{d}: {n}" for d, n in zip(w.dims, w.size, strict=True))
+    sizes = zip(w.dims, w.size, strict=True)
+    size = ", ".join(f"{d}: {n}" for d, n in sizes if d in w.unlinked.dims or d not in w.points)
     drawn = "" if plan.n_samples == len(w) else f"{plan.n_samples:,} samples of "
-    batches = f"{len(plan):,} batches of {plan.batch_size}"
-    far = 0 if w.shift is None else int(w.shift.room.max()) - 1
+    batches = f"{len(plan):,} batch{'es' * (len(plan) != 1)} of {plan.batch_size}"
+    windows = f"{len(w):,} window{'s' * (len(w) != 1)} of {size}"
+    far = 0 if w.shift is None else (int(w.shift.room.max()) - 1) * w.shift.step
     shifted = f", shifted by up to {far}" if far else ""
-    return f"{batches} per epoch ({drawn}{len(w):,} windows of {size}{shifted})"
+    return f"{batches} per epoch ({drawn}{windows}{shifted})"
 
 
 def facts(plan: "Plan", epoch: int, *, prefetch: int) -> dict[str, str]:
@@ -61,16 +83,17 @@ def facts(plan: "Plan", epoch: int, *, prefetch: int) -> dict[str, str]:
     w = plan.windows
     empty = [name for name in w.empty if name not in w.skipped]
     counted = {
-        "flush windows": w.n_flush,
-        "windows moved inward": w.n_moved,
-        "windows padded": w.n_padded,
-        "positions without a window": sum(w.uncovered.values()),
-        f"regions too short{_named(w.skipped)}": len(w.skipped),
-        f"chromosomes without a window{_named(empty)}": len(empty),
-        "samples dropped": plan.n_dropped,
-        "samples padded": plan.n_padded,
+        "flush window{s}": w.n_flush,
+        "window{s} moved inward": w.n_moved,
+        "window{s} padded": w.n_padded,
+        "position{s} without a window": sum(w.uncovered.values()),
+        f"region{{s}} too short{_named(w.skipped)}": len(w.skipped),
+        f"chromosome{{s}} without a window{_named(empty)}": len(empty),
+        "sample{s} dropped": plan.n_dropped,
+        "sample{s} padded": plan.n_padded,
     }
-    rest = ", ".join(f"{v:,} {k}" for k, v in counted.items() if v) or "nothing left over"
+    told = (f"{v:,} {k.format(s='s' * (v != 1))}" for k, v in counted.items() if v)
+    rest = ", ".join(told) or "nothing left over"
     left_out = ", ".join(f"{n:,} {why}" for why, n in w.left_out.items())
     n_pools = plan.n_pools(epoch)
     pools = f"{len(plan.blocks):,} in {n_pools:,} pool{'s' * (n_pools > 1)}"
@@ -83,6 +106,7 @@ def facts(plan: "Plan", epoch: int, *, prefetch: int) -> dict[str, str]:
     return {
         "blocks": f"{pools}; order: {plan.order}, seed {plan.seed}",
         "reading": _reading(plan, epoch),
+        **({"panel": "; ".join(map(_chosen, plan.chosen))} if plan.chosen else {}),
         "memory": f"up to {format_bytes(memory)} of blocks{why}, in each process that reads; rank "
         f"{plan.rank} of {plan.world_size}",
         "remainder": f"{plan.remainder}; {rest}",
@@ -95,6 +119,13 @@ def _named(names: Sequence[str]) -> str:
     return (
         f" ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})" if names else ""
     )
+
+
+def _chosen(c: Chosen) -> str:
+    """Say what is read for some columns."""
+    share = f"{format_bytes(c.nbytes)} of {format_bytes(c.whole_nbytes)}"
+    why = ", as columns are not stored apart" if c.nbytes == c.whole_nbytes else ""
+    return f"{c.variable}: {c.n:,} of {c.n_stored:,} along {c.dim}, for which {share} are read{why}"
 
 
 def _reading(plan: "Plan", epoch: int) -> str:

@@ -1,4 +1,4 @@
-"""What a user asks of a Loader, checked and turned into windows, variables and vocabularies."""
+"""What a user asks of a Loader, checked and turned into windows, orders and variables."""
 
 import itertools
 import os
@@ -8,20 +8,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import xarray as xr
 
 from xloader import axes, schema, selectors
 from xloader import windows as win
+from xloader.alignment import is_aligned, link_cells
 from xloader.axes import Region, Windows
 from xloader.contact_bins import chromosomes, contact_bins
 from xloader.errors import PlanError, SchemaError
+from xloader.joined import concat
+from xloader.linking import link
 from xloader.orders import Asked, Custom, Sequential, Shuffled, Uniform
 from xloader.plan import Order, Remainder
 from xloader.source import Source
-from xloader.together import link, merge
+from xloader.together import merge
 from xloader.visits import Blocks, even_blocks, group
 from xloader.windows import Shape
+
+_EACH_CELL = {"cell": 1}
 
 
 def resolve_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -195,46 +199,6 @@ def resolve_variables(ds: xr.Dataset, names: Sequence[str] | None) -> tuple[str,
     return tuple(there if names is None else names)
 
 
-def vocabularies(ds: xr.Dataset, labels: Sequence[str], windows: Windows) -> dict[str, list[Any]]:
-    """
-    Return the vocabulary of each label: the file's own where it has one, else its sorted values.
-
-    Parameters
-    ----------
-    ds : xarray.Dataset
-        Where the labels are coordinates.
-    labels : sequence of str
-        Names of coordinates of single samples.
-    windows : Windows
-        What a sample is.
-
-    Returns
-    -------
-    dict of str to list
-        The same in every process, epoch and selection of a file that has vocabularies.
-
-    Raises
-    ------
-    SchemaError
-        If a label is no coordinate of single samples; the message lists those there are.
-    """
-    if isinstance(labels, str):
-        msg = f"labels={labels!r} is one name; write labels=[{labels!r}]"
-        raise SchemaError(msg)
-    categories = {}
-    for name in labels:
-        if name not in ds.coords or ds[name].dims != windows.dims[:1] or not windows.by_row:
-            there = [str(c) for c in ds.coords if ds[c].dims == windows.dims[:1]]
-            msg = f"label {name!r} is no coordinate of single samples; there are {sorted(there)}"
-            raise SchemaError(msg)
-        known = ds[name].attrs.get("categories")
-        if known is None:
-            values = np.asarray(ds[name])
-            known = np.unique(values[pd.notna(values)]).tolist()
-        categories[name] = list(known)
-    return categories
-
-
 def first_labels(ds: xr.Dataset, windows: Windows) -> xr.Dataset:
     """
     Return the coordinates at the places where windows begin.
@@ -251,34 +215,20 @@ def first_labels(ds: xr.Dataset, windows: Windows) -> xr.Dataset:
     xarray.Dataset
         Coordinates alone, each place once along each dimension.
     """
+    if windows.starts is None:  # rows begin everywhere
+        return ds.coords.to_dataset()
     starts = windows.starts_of(np.arange(len(windows)))
     places = {d: np.unique(starts[:, k]) for k, d in enumerate(windows.dims)}
     return ds.coords.to_dataset().isel(places)
 
 
-def codes(values: npt.NDArray[Any], categories: Sequence[Any]) -> npt.NDArray[np.int64]:
-    """
-    Return labels as positions in their vocabulary.
-
-    Parameters
-    ----------
-    values : ndarray, shape (n,)
-        Labels.
-    categories : sequence
-        The vocabulary.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        -1 where a label is missing.
-
-    Examples
-    --------
-    >>> codes(np.array(["b", np.nan, "a"], object), ["a", "b"])
-    array([ 1, -1,  0])
-    """
-    place = {c: i for i, c in enumerate(categories)}
-    return np.fromiter((place.get(v, -1) for v in values.tolist()), np.int64, len(values))
+def _as_one(source: Any) -> Any:
+    """Put several sources together: cells of a list below each other, what has names side by side."""
+    if isinstance(source, list | tuple):
+        return concat(source)
+    if isinstance(source, Mapping) and not isinstance(source, xr.Dataset):
+        return merge(source)
+    return source
 
 
 def _as_dataset(source: Any) -> Any:
@@ -301,7 +251,7 @@ def draw_windows(
 
     Parameters
     ----------
-    source : xarray.Dataset, xarray.DataArray, mapping or xbatcher.BatchGenerator
+    source : xarray.Dataset, xarray.DataArray, list, mapping or xbatcher.BatchGenerator
         As the user gave it.
     input_dims, input_overlap : mapping of str to int or None
         In xbatcher's words.
@@ -324,10 +274,17 @@ def draw_windows(
     SchemaError
         If the source is no Dataset or lacks the labels of a contact map.
     """
-    if isinstance(source, Mapping) and not isinstance(source, xr.Dataset):
-        source = merge(source)
+    source = _as_one(source)
     ds, drawn = _draw(source, input_dims, input_overlap, windows, remainder, seed)
-    return ds, link(ds, drawn)
+    drawn = link(ds, drawn, remainder)
+    if windows is not None and _by_cell(ds, input_dims):
+        drawn = drawn.crossed("cell", ds.sizes["cell"])
+    return ds, link_cells(ds, drawn)
+
+
+def _by_cell(ds: xr.Dataset, input_dims: Mapping[str, int] | None) -> bool:
+    """Say whether contact windows are cut of each single cell, not of all at once."""
+    return input_dims == _EACH_CELL or is_aligned(ds)
 
 
 def _draw(
@@ -356,8 +313,12 @@ def _draw(
         msg = f"the selection is empty along {empty}: {dict(source.sizes)}; select something"
         raise PlanError(msg)
     if windows is not None:
-        if given != ["windows"] or input_overlap is not None:
-            msg = "`windows` and `input_dims`/`input_overlap` both say where windows lie; give one"
+        each = input_dims == _EACH_CELL and "cell" in source.dims
+        if (given != ["windows"] and not each) or input_overlap is not None:
+            msg = (
+                "`windows` and `input_dims`/`input_overlap` both say where windows lie; give one, or "
+                "beside `windows`, for maps of single cells, input_dims={'cell': 1}"
+            )
             raise PlanError(msg)
         asked: object = windows
         if not isinstance(asked, Shape):
@@ -374,7 +335,7 @@ def _draw(
                 "of everything, or for contacts `windows=xl.windows.diagonal(size=...)`"
             )
             raise PlanError(msg)
-        input_dims = {"cell": 1}
+        input_dims = _EACH_CELL
     return source, _xbatcher_windows(source, input_dims, input_overlap or {}, remainder)
 
 

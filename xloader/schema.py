@@ -41,11 +41,24 @@ def lazy(
     """
     dims = tuple(dims)
     variable = xr.Variable(dims, indexing.LazilyIndexedArray(array), dict(attrs or {}))
-    variable.encoding["preferred_chunks"] = dict(zip(dims, _chunk_shape(array), strict=True))
+    variable.encoding["preferred_chunks"] = dict(zip(dims, chunk_shape(array), strict=True))
     return variable
 
 
-def _chunk_shape(array: StoredArray) -> tuple[int, ...]:
+def chunk_shape(array: StoredArray) -> tuple[int, ...]:
+    """
+    Return the shape of pieces of a stored array that aim at `CHUNK_NBYTES` and fit its chunks.
+
+    Parameters
+    ----------
+    array : StoredArray
+        What is read piece by piece.
+
+    Returns
+    -------
+    tuple of int
+        In elements.
+    """
     if isinstance(array, TileArray):
         # at most about 150 chunks a side, so that the dask graph of a genome stays small
         side = min(4096, max(1024, array.shape[0] // 150))

@@ -11,8 +11,10 @@ from xloader import trace
 from xloader.axes import Int64, Windows
 from xloader.buffers import Allocate, Buffers
 from xloader.contract import Fusion
+from xloader.csr import CSRArray
 from xloader.errors import PlanError, SchemaError
-from xloader.padding import pad
+from xloader.padding import nothing, pad
+from xloader.planned import Chosen
 from xloader.read import Reader, RowReader, TileReader, Values, make_reader
 from xloader.unchanged import Unchanged
 
@@ -195,6 +197,18 @@ class Source:
         return sum(r.stored_nbytes for r in self.readers.values())
 
     @property
+    def chosen(self) -> tuple[Chosen, ...]:
+        """
+        Return what is read for variables of which some columns are wanted.
+
+        Returns
+        -------
+        tuple of Chosen
+            Those that are read straight from storage.
+        """
+        return tuple(r.chosen for r in self.readers.values() if r.chosen is not None)
+
+    @property
     def advice(self) -> str | None:
         """
         Return what would make reading much faster.
@@ -254,10 +268,27 @@ class Source:
             name: self.readers[name].gather([(loaded[name], starts) for loaded, starts in started])
             for name in names
         }
+        ids = np.concatenate([ids for _, ids in parts])
+        for dim, lacking in self.windows.lacking(ids).items():
+            if lacking.any():
+                for name in names:
+                    if dim in self.readers[name].dims:
+                        values[name] = self._blank(name, values[name], lacking)
         if self.windows.beyond is None:
             return values
-        over = self.windows.beyond[np.concatenate([ids for _, ids in parts])]
+        over = self.windows.beyond[ids]
         return {name: self._padded(name, v, over) for name, v in values.items()}
+
+    def _blank(self, name: str, values: Values, lacking: npt.NDArray[np.bool_]) -> Values:
+        """Leave nothing in samples that a source does not have."""
+        if isinstance(values, CSRArray):
+            lengths = np.diff(values.indptr)
+            kept = np.repeat(~lacking, lengths)
+            indptr = np.append(0, np.cumsum(lengths * ~lacking))
+            return CSRArray(values.data[kept], values.indices[kept], indptr, values.shape)
+        rows = isinstance(self.readers[name], RowReader)  # as sparse ones, which are empty
+        values[lacking] = 0 if rows else nothing(values.dtype)
+        return values
 
     def _padded(self, name: str, values: Values, over: Int64) -> Values:
         """Fill what windows show beyond the ends of chromosomes."""

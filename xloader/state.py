@@ -5,22 +5,27 @@ import inspect
 import re
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import CodeType, FunctionType, MethodType, NoneType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from xloader.axes import Windows
 from xloader.contract import Transform
 from xloader.csr import CSRArray
 from xloader.cursor import Cursor
 from xloader.errors import StateError
 from xloader.plan import Plan
+from xloader.read import RowReader
 from xloader.source import Source
 
 VERSION = 1
 _N_SAMPLES = 8
+_MOST = 64  # digests of datasets that fit into a state beside all else
+_DIGITS = 4
 
 State = dict[str, Any]
 
@@ -148,7 +153,7 @@ def make_state(plan: Plan, fingerprints: Mapping[str, str], epoch: int, step: in
     plan : Plan
         What is served.
     fingerprints : mapping of str to str
-        Of `data`, `plan` and `transform`.
+        As `fingerprints_of` returns them.
     epoch, step : int
         The next batch to serve.
 
@@ -171,7 +176,9 @@ def make_state(plan: Plan, fingerprints: Mapping[str, str], epoch: int, step: in
     }
 
 
-def read_state(state: Any, plan: Plan, fingerprints: Mapping[str, str]) -> tuple[int, int]:
+def read_state(
+    state: Any, plan: Plan, fingerprints: Mapping[str, str], datasets: Sequence[str] = ()
+) -> tuple[int, int]:
     """
     Return the position that a state says, if it belongs to this plan.
 
@@ -182,7 +189,9 @@ def read_state(state: Any, plan: Plan, fingerprints: Mapping[str, str]) -> tuple
     plan : Plan
         What will be served.
     fingerprints : mapping of str to str
-        Of `data`, `plan` and `transform`.
+        As `fingerprints_of` returns them.
+    datasets : sequence of str, optional
+        Names of the datasets that were joined.
 
     Returns
     -------
@@ -211,8 +220,8 @@ def read_state(state: Any, plan: Plan, fingerprints: Mapping[str, str]) -> tuple
     if state["data"] != here["data"]:
         msg = (
             f"the state is of other data: it had {state['n_samples']} samples an epoch, and what this "
-            f"Loader reads differs in its samples, labels or variables ({here['n_samples']} an epoch); "
-            "open the data that it was saved with"
+            f"Loader reads differs in its samples, labels or variables ({here['n_samples']} an epoch)"
+            f"{_changed(state['datasets'], here['datasets'], datasets)}; open the data that it was saved with"
         )
         raise StateError(msg)
     if state["global_batch"] != here["global_batch"]:
@@ -253,6 +262,52 @@ def read_state(state: Any, plan: Plan, fingerprints: Mapping[str, str]) -> tuple
 _WHY = {"pool_blocks": " (memory_budget decides it)"}
 
 
+def _changed(then: str, now: str, names: Sequence[str]) -> str:
+    """Say which of the joined datasets differ."""
+    if then == now or not now:
+        return ""
+    if len(then) != len(now):
+        return f": it was of other files than the {len(names)} of now"
+    digests = [[x[k : k + _DIGITS] for k in range(0, len(x), _DIGITS)] for x in (then, now)]
+    differ = np.array([a != b for a, b in zip(*digests, strict=True)])
+    changed = [repr(str(n)) for n, k in zip(names, _groups(len(names)), strict=True) if differ[k]]
+    more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+    each = "" if len(names) <= _MOST else ", or some of these,"
+    return f": of its {len(names)} datasets, {', '.join(changed[:8])}{more}{each} changed since"
+
+
+def _groups(n: int) -> npt.NDArray[np.int64]:
+    """Return which digest each dataset goes into: a state has room for some."""
+    return np.arange(n) * min(n, _MOST) // max(n, 1)
+
+
+def _datasets(source: Source, windows: Windows) -> list[str]:
+    """Return digests of datasets that were joined; empty if none were."""
+    of, names = source.readers.get("dataset"), source.fixed.get("dataset_name")
+    if not windows.by_row or names is None or of is None:
+        return []
+    everything = np.arange(len(windows))
+    places = {str(name): k for k, name in enumerate(names.values)}
+    starts = windows.starts_of(everything)
+    values: Any = of.gather([(of.load(starts, starts), starts)])
+    group = _groups(len(places))[[places.get(str(x), 0) for x in values]]
+    digests = []
+    for k in range(min(len(places), _MOST)):
+        rows = everything[group == k]
+        found: list[Any] = [len(rows)]
+        for name, reader in sorted(source.readers.items()):
+            if isinstance(reader, RowReader):  # known of every row, and read of none
+                stored = reader.rows[rows]
+                found.append((name, reader.array.nnz_of(stored, stored + 1)))
+        if len(rows):
+            n = max(1, _N_SAMPLES // len(places))
+            ids = rows[np.unique(np.linspace(0, len(rows) - 1, n).astype(np.int64))]
+            values = source.gather([(source.load(ids, None), ids)], None)
+            found.append([(name, values[name]) for name in sorted(values)])
+        digests.append(digest(found))
+    return digests
+
+
 def fingerprints_of(source: Source, plan: Plan, transform: Transform | None) -> dict[str, str]:
     """
     Return what tells data, plans and transforms from others.
@@ -269,14 +324,16 @@ def fingerprints_of(source: Source, plan: Plan, transform: Transform | None) -> 
     Returns
     -------
     dict of str to str
-        Hexadecimal digits for `data`, `plan` and `transform`.
+        Hexadecimal digits for `data`, `plan`, `transform` and, where files were joined, `datasets`.
     """
     windows = plan.windows
-    room = None if windows.shift is None else windows.shift.room
-    places = windows.starts, room, windows.beyond
+    shift = windows.shift and (windows.shift.room, windows.shift.step)
+    places = windows.starts, shift, windows.beyond
     ids = np.unique(np.linspace(0, len(windows) - 1, _N_SAMPLES).astype(np.int64))
     values = source.gather([(source.load(ids, None), ids)], None)
+    datasets = _datasets(source, windows)
     data = [
+        datasets,
         (windows.dims, windows.size, len(windows), places),
         sorted(source.readers),
         [(name, values[name]) for name in sorted(values)],
@@ -287,6 +344,7 @@ def fingerprints_of(source: Source, plan: Plan, transform: Transform | None) -> 
         "data": digest(data),
         "plan": digest(order),
         "transform": digest(transform),
+        "datasets": "".join(d[:_DIGITS] for d in datasets),
     }
 
 

@@ -1,7 +1,6 @@
-"""Several sources as one Dataset: the same windows over maps, resolutions and tracks of one genome."""
+"""Several sources as one Dataset: maps, resolutions and tracks of one genome, and the same single cells."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -9,8 +8,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from xloader import schema
-from xloader.axes import Int64, Windows
-from xloader.errors import PlanError, SchemaError
+from xloader.alignment import align, on_dims
+from xloader.errors import SchemaError
 
 _SIDES = ("1", "2")
 
@@ -21,18 +20,25 @@ def merge(
     """
     Put contact maps and tracks of one genome into one Dataset, so that windows cut all of them.
 
-    Windows are counted in bins of the first source. A source with the same bins shares its
+    Windows are counted in bins of the first map. A source with the same bins shares its
     dimensions; one of another resolution brings its own, ``<name>_bin1`` and ``<name>_bin2``, and
     the Loader cuts the same base pairs out of it.
+
+    Sources of single cells go together by the names of their cells: `cell` is the union, a source
+    of other cells has its own dimension, ``<name>_cell``, and ``<name>_present (cell)`` says which of all it has. The
+    Loader serves each cell with what every source has of it: an empty row, NaN, or zero in whole
+    numbers, where that is nothing. Of maps of single cells it serves each window of each cell.
 
     Parameters
     ----------
     sources : mapping of str to xarray.Dataset
-        Contact maps (dimensions `bin1`, `bin2`) and tracks (`bin1` alone), by the name that their
-        values get: the only variable of a source is called like it, others ``<name>_<variable>``,
-        balancing vectors ``<name>_<vector>1``, and tracks ``<name>1`` and ``<name>2``.
+        Contact maps (dimensions `bin1`, `bin2`), tracks (`bin1` alone) and cells (`cell`), by the name that
+        their values get: the only variable of a source is called like it, others ``<name>_<variable>``,
+        balancing vectors ``<name>_<vector>1``, tracks ``<name>1`` and ``<name>2``, and labels of cells
+        ``<name>_<label>``.
     join : {"exact", "inner"}, optional
-        What becomes of chromosomes that a source lacks: refused, or left out of all.
+        What becomes of chromosomes that a source lacks: refused, or left out of all; ``"inner"`` also
+        leaves out cells that a source lacks.
 
     Returns
     -------
@@ -43,7 +49,8 @@ def merge(
     Raises
     ------
     SchemaError
-        If chromosomes or their lengths differ, or bins of one source do not lie on those of another.
+        If chromosomes or their lengths differ, bins of one source do not lie on those of another, or
+        names of cells are missing, doubled, or strangers to each other.
 
     Examples
     --------
@@ -63,6 +70,59 @@ def merge(
         raise SchemaError(msg)
     for name, ds in sources.items():
         _check(name, ds)
+    aligned, cells = align(sources, join)
+    maps = {name: ds for name, ds in aligned.items() if "bin1" in ds.dims}
+    out = _of_one_genome(maps, join) if maps else xr.Dataset()
+    for name, ds in aligned.items():
+        if name not in maps:
+            variables = {_name_of(name, ds, k): v.variable for k, v in ds.data_vars.items()}
+            coords = {
+                _free(out, name, str(k), v.variable): v.variable for k, v in ds.coords.items()
+            }
+            out = _with(out, name, variables, coords)
+    return _with(out, "cells", {}, cells) if cells else out
+
+
+def _name_of(source: str, ds: xr.Dataset, variable: Any) -> str:
+    """Return what a variable of a source is called among others."""
+    return source if len(ds.data_vars) == 1 else f"{source}_{variable}"
+
+
+def _free(out: xr.Dataset, source: str, name: str, values: xr.Variable) -> str:
+    """Return what labels of features are called where others may have the same name."""
+    there = out.variables.get(name)
+    free = there is None or there.identical(values)  # type: ignore[no-untyped-call]
+    return name if free or name in values.dims else f"{source}_{name}"
+
+
+def _with(
+    out: xr.Dataset,
+    name: str,
+    variables: Mapping[str, xr.Variable],
+    coords: Mapping[str, xr.Variable],
+) -> xr.Dataset:
+    """Add what a source brings."""
+    clash = [k for k, v in variables.items() if k in v.dims]
+    if clash:
+        msg = (
+            f"the values of source {name!r} would be called {clash[0]!r}, like one of their dimensions "
+            f"{variables[clash[0]].dims}, which xarray does not allow; give the source another name"
+        )
+        raise SchemaError(msg)
+    new = {
+        k: v
+        for k, v in coords.items()
+        if k not in out.coords or not out.variables[k].identical(v)  # type: ignore[no-untyped-call]
+    }
+    taken = sorted((set(variables) | set(new)) & set(map(str, out.variables)))
+    if taken:
+        msg = f"{name!r} brings {taken}, which another source has; give it another name"
+        raise SchemaError(msg)
+    return schema.keep_labels(out.assign_coords(new).assign(variables))
+
+
+def _of_one_genome(sources: Mapping[str, xr.Dataset], join: str) -> xr.Dataset:
+    """Merge contact maps and tracks."""
     common, left_out = _common(sources, join)
     chosen = {name: _of_chromosomes(ds, common) for name, ds in sources.items()}
     first = next(iter(chosen))
@@ -82,12 +142,7 @@ def merge(
         same = _same_bins(base, ds)
         if not same:
             _check_sizes(first, base, name, ds)
-        variables, coords = _renamed(name, ds, own_bins=not same)
-        taken = sorted((set(variables) | set(coords)) & set(map(str, out.variables)))
-        if taken:
-            msg = f"{name!r} brings {taken}, which another source has; give it another name"
-            raise SchemaError(msg)
-        out = schema.keep_labels(out.assign_coords(coords).assign(variables))
+        out = _with(out, name, *_renamed(name, ds, own_bins=not same))
     if any(ds.attrs.get("storage_mode") == "square" for ds in chosen.values()):
         out.attrs["storage_mode"] = "square"
     if left_out:
@@ -102,6 +157,8 @@ def _check(name: Any, ds: Any) -> None:
     if not isinstance(ds, xr.Dataset):
         msg = f"{name!r} is {type(ds).__name__}; open it with xl.open_contacts or xl.open_track"
         raise SchemaError(msg)
+    if "cell" in ds.dims and "bin1" not in ds.dims:
+        return
     schema.require(ds, ["chrom1", "start1", "end1"], f"source {name!r}")
     for side in _SIDES:
         if f"bin{side}" in ds.dims:
@@ -213,169 +270,19 @@ def _renamed(
             stem = str(key).removesuffix(side)
             if stem in ("bin", "chrom", "start", "end") and not own_bins:
                 continue
-            renamed = coords[f"{prefix}{stem}{source_side}"] = _on(v.variable, dims)
+            renamed = coords[f"{prefix}{stem}{source_side}"] = on_dims(v.variable, dims)
             if "divisive" in v.attrs:  # what statistics of the source call it
                 renamed.attrs = {**v.attrs, "source_name": stem}
             if stem == "bin":
                 renamed.attrs = {**v.attrs, "binsize": ds.attrs.get("binsize")}
         if is_track:
             for key, v in ds.data_vars.items():
-                new = name if len(ds.data_vars) == 1 else f"{prefix}{key}"
-                variables[f"{new}{source_side}"] = _on(v.variable, dims)
+                variables[f"{_name_of(name, ds, key)}{source_side}"] = on_dims(v.variable, dims)
     if not is_track:
         dims = {f"bin{s}": f"{prefix}bin{s}" for s in _SIDES} if own_bins else {}
         for key, v in ds.data_vars.items():
-            new = name if len(ds.data_vars) == 1 else f"{prefix}{key}"
-            variables[new] = _on(v.variable, dims)
+            variables[_name_of(name, ds, key)] = on_dims(v.variable, dims)
         for key, v in ds.coords.items():
             if not set(v.dims) & {"bin1", "bin2"} and v.dims:
                 coords[str(key)] = v.variable
     return variables, coords
-
-
-def _on(variable: xr.Variable, dims: Mapping[str, str]) -> xr.Variable:
-    """Return a variable with other names of dimensions."""
-    kept = variable.copy(deep=False).to_base_variable()
-    kept.dims = tuple(dims.get(str(d), d) for d in variable.dims)
-    return kept
-
-
-@dataclass(frozen=True)
-class _Link:
-    """Where bins of another resolution lie among those that windows are counted in."""
-
-    axis: int
-    """Which dimension of the windows."""
-    dim: str
-    """The dimension of the others."""
-    first: Int64
-    """The one that starts where each bin of the first source starts; -1 where none does."""
-    last: Int64
-    """The one that ends where it ends; -1 where none does."""
-
-
-def link(ds: xr.Dataset, windows: Windows) -> Windows:
-    """
-    Let windows cut the same base pairs out of bins of other resolutions.
-
-    Windows that were added to see the end of a chromosome are moved inward until they begin with
-    bins of every resolution; `uncovered` counts what they do not see then.
-
-    Parameters
-    ----------
-    ds : xarray.Dataset
-        What `merge` returned, or a selection of it.
-    windows : Windows
-        Windows along `bin1` and `bin2`.
-
-    Returns
-    -------
-    Windows
-        With the dimensions of the other resolutions; those that are shifted stay where there are whole
-        bins of each.
-
-    Raises
-    ------
-    PlanError
-        If a window does not begin and end with bins of each resolution.
-    """
-    links = [
-        _link(ds, axis, dim, other)
-        for axis, dim in enumerate(windows.dims)
-        for other in map(str, ds.dims)
-        if dim in ("bin1", "bin2") and other.endswith(f"_{dim}") and other not in windows.dims
-    ]
-    if not links:
-        return windows
-    aligned = _aligned(windows, links)
-    for each in links:
-        size = _common_size(ds, aligned, each)
-        aligned = _held(aligned, each, size)
-        aligned = aligned.with_linked(each.dim, each.axis, each.first, size)
-    return aligned
-
-
-def _link(ds: xr.Dataset, axis: int, dim: str, other: str) -> _Link:
-    prefix = other.removesuffix(dim)
-    names = [[f"{p}{c}{dim[-1]}" for c in ("chrom", "start", "end")] for p in ("", prefix)]
-    schema.require(ds, [*names[0], *names[1]], f"windows along {other!r}")
-    base, bins = ([ds[c].values for c in three] for three in names)
-    first, last = (_positions(bins[0], bins[k], base[0], base[k]) for k in (1, 2))
-    return _Link(axis, other, first, last)
-
-
-def _aligned(windows: Windows, links: Sequence[_Link]) -> Windows:
-    """Move windows that were added at the ends, so that they begin with bins of every resolution."""
-    if windows.starts is None or not windows.n_flush:
-        return windows
-    starts, uncovered = windows.starts.copy(), dict(windows.uncovered)
-    for axis, dim in enumerate(windows.dims):
-        begins = [each.first >= 0 for each in links if each.axis == axis]
-        if not begins:
-            continue
-        places = np.flatnonzero(np.logical_and.reduce(begins))
-        old = starts[-windows.n_flush :, axis]
-        at = np.searchsorted(places, old, side="right") - 1
-        new = np.where(at >= 0, places[np.maximum(at, 0)], old)
-        moved = dict(zip(old.tolist(), (old - new).tolist(), strict=True))
-        starts[-windows.n_flush :, axis] = new
-        uncovered[dim] = uncovered.get(dim, 0) + sum(moved.values())
-    return replace(windows, starts=starts, uncovered=uncovered)
-
-
-def _common_size(ds: xr.Dataset, windows: Windows, link: _Link) -> int:
-    """Return how many bins of another resolution each window is."""
-    if windows.beyond is not None or (windows.shift is not None and (link.first < 0).any()):
-        msg = (
-            f"windows that are padded or shifted cannot cut whole bins of {link.dim!r}, which are larger; "
-            "leave out `shift`, or padding (remainder='keep'), or this source"
-        )
-        raise PlanError(msg)
-    first, stop = (x[:, link.axis] for x in windows.shown_of(np.arange(len(windows))))
-    begin, end = link.first[first], link.last[stop - 1]
-    if windows.shift is not None:
-        end = link.last[first + windows.size[link.axis] - 1]
-    lengths = np.where((begin >= 0) & (end >= 0), end - begin + 1, 0)
-    size = int(lengths.max(initial=0))
-    wrong = np.flatnonzero(lengths != size) if size else np.arange(len(first))
-    if len(wrong):
-        side, k = windows.dims[link.axis][-1], wrong[0]
-        chrom, low = (ds[f"{c}{side}"].values[first[k]] for c in ("chrom", "start"))
-        high = ds[f"end{side}"].values[stop[k] - 1]
-        msg = (
-            f"{len(wrong)} of {len(windows)} windows do not begin and end with whole bins of "
-            f"{link.dim!r}, the first along 'bin{side}' is {chrom}:{low:,}-{high:,}; choose a size and "
-            "stride that are whole bins of every resolution, and remainder='drop', which adds no window "
-            "at the end of a chromosome"
-        )
-        raise PlanError(msg)
-    return size
-
-
-def _held(windows: Windows, link: _Link, size: int) -> Windows:
-    """Let no window move to where bins are cut off, such as the last of a chromosome."""
-    if windows.shift is None:
-        return windows
-    starts = windows.starts_of(np.arange(len(windows)))[:, link.axis]
-    n = len(link.first) - windows.size[link.axis] + 1
-    short = np.flatnonzero(link.last[-n:] - link.first[:n] + 1 != size)
-    nearest = np.append(short, n)[np.searchsorted(short, starts)]
-    room = np.minimum(windows.shift.room, nearest - starts)
-    return replace(windows, shift=replace(windows.shift, room=room))
-
-
-def _positions(
-    chrom: npt.NDArray[Any],
-    edge: npt.NDArray[Any],
-    asked_chrom: npt.NDArray[Any],
-    asked_edge: npt.NDArray[Any],
-) -> Int64:
-    """Return the position of the bin with the same edge, -1 where there is none."""
-    codes = {c: k for k, c in enumerate(dict.fromkeys(chrom.tolist()))}
-    span = int(max(edge.max(), asked_edge.max())) + 1
-    keys = np.array([codes[c] for c in chrom.tolist()], np.int64) * span + edge
-    asked = np.array([codes.get(c, -1) for c in asked_chrom.tolist()], np.int64)
-    wanted = asked * span + asked_edge
-    order = np.argsort(keys, kind="stable")
-    at = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)]
-    return np.where((keys[at] == wanted) & (asked >= 0), at, -1)

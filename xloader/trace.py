@@ -189,6 +189,8 @@ def _bases(node: Any) -> Iterator[Any]:
         while hasattr(base, "array"):  # xarray's wrappers, those that decode values too
             base = base.array
         yield base
+        for each in getattr(base, "beneath", ()):
+            yield from _bases(each)
 
 
 def _unwrapped(data: Any) -> tuple[Any, list[tuple[Any, ...]]]:

@@ -10,8 +10,9 @@ import xarray as xr
 from typing_extensions import override
 
 from xloader import genome, schema
+from xloader.dealing import cut, deal
 from xloader.errors import PlanError, SchemaError
-from xloader.keyed import key_of, mixed
+from xloader.labels import cell_names, has_datasets, with_vocabularies
 from xloader.leakage import check_leakage
 from xloader.planned import as_table, as_text
 
@@ -20,8 +21,6 @@ Place = Callable[[Sequence[float]], Int64]
 """Deals units out to parts of the given shares; returns the part of each unit."""
 
 _REST = "rest"
-_STEPS = 2**14
-_TRIES = 64
 
 
 class Views(dict[str, xr.Dataset]):
@@ -82,6 +81,7 @@ def split(
     parts: Mapping[str, Any] | None = None,
     *,
     by: str | None = None,
+    stratify: str | None = None,
     folds: int | None = None,
     seed: int = 0,
 ) -> Views:
@@ -90,7 +90,8 @@ def split(
 
     Views of a contact map have the same bins on both axes, so that no window of one holds a bin of
     another. What is drawn by share or by fold follows from `seed` and from names alone: not from
-    the order of cells, nor from the process.
+    the order of cells or files, nor from the process. Of another selection, others are drawn: split
+    first, and select from the views. Text labels remember the classes of the whole Dataset.
 
     Parameters
     ----------
@@ -106,7 +107,13 @@ def split(
         cells. Folds: numbers from 0, one or a list. One view may be ``"rest"``. Default, for folds:
         a view for each.
     by : str, optional
-        For cells, the coordinate whose groups, such as donors, stay whole. Default: cells one by one.
+        For cells, the coordinate whose groups, such as donors, stay whole; cells without a group are in
+        no view. Default: cells one by one.
+    stratify : str, optional
+        For shares and folds of cells, a coordinate of classes that each view gets in proportion; cells
+        without one are a class of their own. Cell by cell, each view has less than one cell more or
+        less of each class than its share; with `by`, whole groups come as near as 64 random orders
+        find.
     folds : int, optional
         Into how many parts of equal share to deal out.
     seed : int, optional
@@ -132,35 +139,25 @@ def split(
     ['a', 'b', 'e', 'f']
     """
     if not isinstance(source, xr.Dataset):
-        if parts is not None or folds is not None:
-            msg = (
-                "these views are made already, and are only checked; leave out `parts` and `folds`"
-            )
-            raise PlanError(msg)
-        given: dict[str, Any] = dict(source) if isinstance(source, Mapping) else {}
-        odd = [name for name, view in given.items() if not isinstance(view, xr.Dataset)]
-        if odd or not given:
-            msg = (
-                f"split() takes a Dataset, or Datasets by name, not {type(source).__name__} with {odd or 'nothing'}; "
-                "xl.check_leakage checks Loaders too"
-            )
-            raise SchemaError(msg)
-        check_leakage(given, by=by)
-        return Views(given)
+        return _made_already(source, parts, folds, by, stratify)
     wanted = _wanted(parts, folds)
     kind = schema.kind(source)
     if kind == "contacts":
-        if by is not None:
-            msg = f"by={by!r} is about cells; contact maps are split by chromosome or region: leave it out"
-            raise PlanError(msg)
+        _refuse_groups(by=by, stratify=stratify)
         sides = _contact_parts(source, wanted, folds, seed)
     elif kind == "cells":
-        sides = {"cell": _cell_parts(source, wanted, by, folds, seed)}
+        source = with_vocabularies(source, "cell")
+        sides = {"cell": _cell_parts(source, wanted, by, stratify, folds, seed)}
     else:
         msg = f"split() knows contact maps (bin1, bin2) and cells (cell), not {dict(source.sizes)}"
         raise SchemaError(msg)
+    return _cut_out(source, list(wanted), sides)
+
+
+def _cut_out(source: xr.Dataset, names: Sequence[str], sides: Mapping[str, Int64]) -> Views:
+    """Return a view for each number along all dimensions."""
     views = {}
-    for k, name in enumerate(wanted):
+    for k, name in enumerate(names):
         places = {dim: np.flatnonzero(part == k) for dim, part in sides.items()}
         empty = [dim for dim, p in places.items() if len(p) == 0]
         if empty:
@@ -168,6 +165,32 @@ def split(
             raise PlanError(msg)
         views[name] = source.isel(places)
     return Views(views, int((next(iter(sides.values())) < 0).sum()))
+
+
+def _refuse_groups(**options: str | None) -> None:
+    for option, given in options.items():
+        if given is not None:
+            msg = f"{option}={given!r} is about cells; contact maps are split by chromosome or region: leave it out"
+            raise PlanError(msg)
+
+
+def _made_already(
+    source: Any, parts: Any, folds: int | None, by: str | None, stratify: str | None
+) -> Views:
+    """Return views made by hand, if they share nothing."""
+    if parts is not None or folds is not None or stratify is not None:
+        msg = "these views are made already, and are only checked; leave out `parts`, `folds` and `stratify`"
+        raise PlanError(msg)
+    given: dict[str, Any] = dict(source) if isinstance(source, Mapping) else {}
+    odd = [name for name, view in given.items() if not isinstance(view, xr.Dataset)]
+    if odd or not given:
+        msg = (
+            f"split() takes a Dataset, or Datasets by name, not {type(source).__name__} with {odd or 'nothing'}; "
+            "xl.check_leakage checks Loaders too"
+        )
+        raise SchemaError(msg)
+    check_leakage(given, by=by)
+    return Views(given)
 
 
 def _wanted(parts: Mapping[str, Any] | None, folds: int | None) -> dict[str, Any]:
@@ -265,30 +288,58 @@ def _regions_of(
 
 
 def _cell_parts(
-    ds: xr.Dataset, wanted: Mapping[str, Any], by: str | None, folds: int | None, seed: int
+    ds: xr.Dataset,
+    wanted: Mapping[str, Any],
+    by: str | None,
+    stratify: str | None,
+    folds: int | None,
+    seed: int,
 ) -> Int64:
     """Return the view of each cell, -1 for none."""
     shared_out = folds is not None or _are_shares(wanted)
+    if by is None and not shared_out:
+        msg = (
+            f"parts={dict(wanted)} names groups of cells, but not of which coordinate; say by='donor' or "
+            f"another of {_labels(ds)}, or give shares such as 0.8"
+        )
+        raise PlanError(msg)
+    if stratify is not None and (not shared_out or stratify == by):
+        msg = (
+            f"stratify={stratify!r} keeps the proportions of what is dealt out by shares or folds, but "
+            + (f"groups of {by!r} are named" if not shared_out else "groups of it stay whole")
+            + "; leave it out"
+        )
+        raise PlanError(msg)
+    strata = np.zeros(ds.sizes["cell"], np.int64)
+    if stratify is not None:
+        strata, classes = _groups(ds, stratify, "stratify")
+        if classes.dtype.kind == "f" and "categories" not in ds[stratify].attrs:
+            msg = f"stratify={stratify!r} holds measurements, which are no classes; bin them first, as pandas.cut does"
+            raise SchemaError(msg)
+        strata = np.where(strata < 0, len(classes), strata)
     if by is None:
-        if not shared_out:
-            msg = (
-                f"parts={dict(wanted)} names groups of cells, but not of which coordinate; say by='donor' or "
-                f"another of {_labels(ds)}, or give shares such as 0.8"
-            )
-            raise PlanError(msg)
         schema.require(ds, ["cell"], "splitting cells")
-        return _dealt(wanted, folds, lambda shares: _cut(ds["cell"].values, shares, seed))
-    if by not in ds.coords or ds[by].dims != ("cell",):
-        msg = f"by={by!r} is no coordinate of cells; there are {_labels(ds)}"
-        raise SchemaError(msg)
-    codes, groups = pd.factorize(np.asarray(ds[by]), sort=True)
+        names = cell_names(ds, of_dataset=has_datasets(ds))
+        return _dealt(wanted, folds, lambda shares: cut(names, strata, shares, seed))
+    codes, groups = _groups(ds, by, "by")
     if shared_out:
-        weights = np.bincount(codes[codes >= 0], minlength=len(groups)).astype(np.float64)
-        part = _dealt(wanted, folds, lambda shares: deal(weights, shares, seed))
+        here = codes >= 0
+        table = pd.crosstab(codes[here], strata[here]).to_numpy(np.float64)
+        sizes = np.column_stack([table.sum(axis=1), table])
+        part = _dealt(wanted, folds, lambda shares: deal(sizes, shares, seed))
     else:
-        part = _named(wanted, pd.Index(groups), by)
+        part = _named(wanted, groups, by)
     whose: Int64 = np.append(part, -1)[codes]  # cells without a group are in no view
     return whose
+
+
+def _groups(ds: xr.Dataset, name: str, option: str) -> tuple[Int64, "pd.Index[Any]"]:
+    """Return the group of each cell, -1 for none, and the groups, sorted."""
+    if name not in ds.coords or ds[name].dims != ("cell",):
+        msg = f"{option}={name!r} is no coordinate of cells; there are {_labels(ds)}"
+        raise SchemaError(msg)
+    codes, groups = pd.factorize(np.asarray(ds[name]), sort=True)
+    return codes.astype(np.int64), pd.Index(groups)
 
 
 def _labels(ds: xr.Dataset) -> list[str]:
@@ -338,66 +389,3 @@ def _dealt(wanted: Mapping[str, Any], folds: int | None, place: Place) -> Int64:
     views = np.append(np.arange(len(specs)), rest)
     keep = [k for k, share in enumerate([*shares, left]) if share > 1e-9]
     return np.asarray(views[np.array(keep)[place([[*shares, left][k] for k in keep])]])
-
-
-def deal(weights: npt.NDArray[np.float64], shares: Sequence[float], seed: int) -> Int64:
-    """
-    Deal units of different weights out to parts.
-
-    Of up to 64 random orders the best is taken; in each, every unit goes where it leaves the part
-    least full (Graham's list scheduling; for equal shares, parts differ by one unit at most).
-
-    Parameters
-    ----------
-    weights : ndarray of float64, shape (n,)
-        Such as lengths of chromosomes.
-    shares : sequence of float
-        What each part is to get; the sum is 1.
-    seed : int
-        Which random orders.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        The part of each unit.
-
-    Raises
-    ------
-    PlanError
-        If there are fewer units than parts.
-
-    Examples
-    --------
-    >>> deal(np.array([5.0, 4, 3, 2, 2]), [0.5, 0.5], seed=0).tolist()
-    [1, 0, 1, 0, 0]
-    """
-    n, k = len(weights), len(shares)
-    if n < k:
-        msg = f"{n} chromosomes or groups cannot be dealt out to {k} parts; ask for at most {n}"
-        raise PlanError(msg)
-    sizes, targets = weights.tolist(), (np.asarray(shares) * weights.sum()).tolist()
-    best, worst = np.zeros(n, np.int64), np.inf
-    for attempt in range(max(1, min(_TRIES, _STEPS // n))):
-        part, load, empty = np.zeros(n, np.int64), [0.0] * k, set(range(k))
-        for done, unit in enumerate(
-            np.argsort(mixed(np.arange(n), key_of(seed, attempt))).tolist()
-        ):
-            # no part stays empty
-            free = sorted(empty) if n - done == len(empty) else range(k)
-            full = [(load[p] + sizes[unit]) / targets[p] for p in free]
-            part[unit] = at = free[full.index(min(full))]
-            load[at] += sizes[unit]
-            empty.discard(at)
-        off = max(abs(x - target) for x, target in zip(load, targets, strict=True))
-        if off < worst:
-            best, worst = part, off
-    return best
-
-
-def _cut(names: npt.NDArray[Any], shares: Sequence[float], seed: int) -> Int64:
-    """Deal cells out one by one: in the order of random numbers that their names decide."""
-    hashed = pd.util.hash_array(np.asarray(names)).astype(np.int64)
-    rank = np.empty(len(names), np.int64)
-    rank[np.argsort(mixed(hashed, key_of(seed)), kind="stable")] = np.arange(len(names))
-    bounds = np.rint(np.cumsum(shares) * len(names))
-    return np.minimum(np.searchsorted(bounds, rank, "right"), len(shares) - 1)

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xloader as xl
-from tests.doubles import dense
+from tests.doubles import dense, to_csr
 from xloader import transforms as tf
+from xloader.contract import SampleRandom
 
 N_BINS = 48
 
@@ -34,12 +35,16 @@ def contacts(seed):
     return xr.Dataset({"count": (("bin1", "bin2"), count, {"unit": "contacts"})}, coords)
 
 
-def cells(seed):
+def cells(seed, *, sparse=False):
     rng = np.random.default_rng(seed)
     x = (rng.random((41, 12)) < 0.4) * rng.integers(1, 9, (41, 12)).astype(np.float32)
     x[rng.random(41) < 0.2] = 0
-    coords = {"cell": [f"c{i}" for i in range(41)], "gene": [f"g{i}" for i in range(12)]}
-    return xr.Dataset({"X": (("cell", "gene"), x)}, coords)
+    coords = {
+        "cell": [f"c{i}" for i in range(41)],
+        "gene": [f"g{i}" for i in range(12)],
+        "depth": ("cell", rng.integers(0, 900, 41)),
+    }
+    return xr.Dataset({"X": (("cell", "gene"), to_csr(x) if sparse else x)}, coords)
 
 
 def stats(weight=""):
@@ -71,8 +76,25 @@ CONTACT_TRANSFORMS = {
     "mask_diagonals": tf.mask_diagonals(2, "count"),
     "diagonals of zeros": tf.mask_diagonals(3, "count", value=0),
 }
+
+
+def gene_stats():
+    """Return figures of the training view, in another order and of more genes."""
+    rng = np.random.default_rng(1)
+    figures = {k: ("gene", rng.uniform(0.2, 3, 15)) for k in ("mean", "std")}
+    names = [f"g{i}" for i in rng.permutation(15)]
+    return xr.Dataset(figures, {"gene": names}, {"variable": "X"})
+
+
 CELL_TRANSFORMS = {
     "normalize_total": tf.normalize_total(100),
+    "normalize_total of given totals": tf.normalize_total(100, total="depth"),
+    "standardise": tf.standardise(gene_stats(), max_value=1.5),
+    "standardise, not centred": tf.standardise(gene_stats(), zero_center=False, max_value=2),
+    "binarise": tf.binarise("X", threshold=1),
+    "panel, then standardise": tf.compose(
+        tf.select(gene=["g7", "g2", "g3"]), tf.log1p("X"), tf.standardise(gene_stats())
+    ),
     "normalised and logged": tf.compose(tf.normalize_total(), tf.log1p("X")),
     "select": tf.select(gene=["g7", "g2", "g3"]),
     "clip": tf.clip(None, 3, "X"),
@@ -109,10 +131,15 @@ def test_contacts__by_block_as_on_the_whole(name, seed, size, stride, batch_size
 
 
 @pytest.mark.parametrize("name", CELL_TRANSFORMS)
-@given(seed=st.integers(0, 99), batch_size=st.integers(1, 50), shuffle=st.booleans())
-def test_cells__by_block_as_on_the_whole(name, seed, batch_size, shuffle):
-    ds, transform = cells(seed), CELL_TRANSFORMS[name]
-    whole = transform(ds)
+@given(
+    seed=st.integers(0, 99),
+    batch_size=st.integers(1, 50),
+    shuffle=st.booleans(),
+    sparse=st.booleans(),
+)
+def test_cells__by_block_as_on_the_whole(name, seed, batch_size, shuffle, sparse):
+    ds, transform = cells(seed, sparse=sparse), CELL_TRANSFORMS[name]
+    whole = transform(cells(seed))
     loader = xl.Loader(ds, batch_size=batch_size, shuffle=shuffle, transform=transform)
     for batch in loader:
         served = dense(batch).drop_vars("sample_id")
@@ -120,6 +147,26 @@ def test_cells__by_block_as_on_the_whole(name, seed, batch_size, shuffle):
         assert set(served.variables) == set(expected.variables)
         xr.testing.assert_allclose(served, expected, rtol=1e-6)
         assert served.X.dtype == expected.X.dtype
+
+
+@pytest.mark.parametrize("expressed", [False, True], ids=["all", "expressed"])
+@pytest.mark.parametrize("value", [0, -1])
+@given(
+    seed=st.integers(0, 99),
+    batch_size=st.integers(1, 50),
+    sparse=st.booleans(),
+    epoch=st.integers(0, 3),
+)
+def test_masked_genes__by_block_as_on_the_whole(expressed, value, seed, batch_size, sparse, epoch):
+    transform = tf.mask_genes(0.4, value=value, expressed=expressed)
+    rng = SampleRandom(seed, epoch=epoch, sample_id=np.arange(41))
+    whole = transform(cells(seed), rng=rng)
+    ds = cells(seed, sparse=sparse)
+    loader = xl.Loader(ds, batch_size=batch_size, shuffle=True, seed=seed, transform=transform)
+    for step in range(len(loader)):
+        served = dense(loader.batch(epoch, step)).drop_vars("sample_id")
+        expected = whole.isel(cell=loader.plan.batch(epoch, step).ids)
+        xr.testing.assert_identical(served, expected)
 
 
 @given(

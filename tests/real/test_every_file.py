@@ -1,12 +1,14 @@
-"""Every real file opens, equals what cooler or anndata reads, and survives conversion unchanged."""
+"""Every real file opens, equals what cooler, anndata, h5py or scipy reads, and survives conversion unchanged."""
 
 import warnings
 
 import anndata
 import cooler
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.io
 import scipy.sparse
 import xarray as xr
 
@@ -27,6 +29,7 @@ CELLS = [
     "visium_mouse_2898x19465.h5ad",
     "wu2020_200_vdj.h5ad",
 ]
+TENX = ["1K_pbmc_citeseq.h5", "heart_1k_v2_legacy.h5", "visium_mouse_mtx"]
 # divides or multiplies, by row sums that come out flat (cooler goes by the name alone)
 DIVISIVE = {
     ("hictkpy_dm6_4DNFIZ1ZVXC8.mcool", "KR"): True,
@@ -119,7 +122,73 @@ def test_cells__equal_anndata(name, real_data):
             assert (mine[there].astype(object) == theirs[there]).all(), column
 
 
-@pytest.mark.parametrize("name", CONTACTS + CELLS)
+def of_tenx(path):
+    """Read a 10x matrix as its specification says; cells x features, barcodes, table of features."""
+    if path.is_dir():
+        barcodes, table = (
+            pd.read_csv(path / f"{name}.tsv.gz", sep="\t", header=None, names=names)
+            for name, names in (("barcodes", ["id"]), ("features", ["id", "name", "type"]))
+        )
+        return scipy.io.mmread(path / "matrix.mtx.gz").T.tocsr(), barcodes["id"].tolist(), table
+    with h5py.File(path) as f:
+        (group,) = f.values()
+        parts = [group[name][()] for name in ("data", "indices", "indptr")]
+        m = scipy.sparse.csc_matrix(tuple(parts), tuple(group["shape"][()])).T
+        barcodes = group["barcodes"][()].astype(str).tolist()
+        if "genes" in group:
+            columns = {"id": group["genes"], "name": group["gene_names"]}
+            types = np.full(m.shape[1], "Gene Expression")
+        else:
+            columns = {name: group[f"features/{name}"] for name in ("id", "name")}
+            types = group["features/feature_type"][()].astype(str)
+        table = pd.DataFrame({name: v[()].astype(str) for name, v in columns.items()})
+        return m.tocsr(), barcodes, table.assign(type=types)
+
+
+@pytest.mark.parametrize("name", TENX)
+def test_tenx__equal_h5py_and_scipy(name, real_data, tmp_path):
+    path = real_data / "sc" / name
+    m, barcodes, table = of_tenx(path)
+    dims = {"Gene Expression": ("rna", "gene"), "Antibody Capture": ("prot", "protein")}
+    several = len(table["type"].unique()) > 1
+    assert several == (name == "1K_pbmc_citeseq.h5")
+    parts = {
+        dims[kind] if several else ("X", "gene"): (part, m[:, part.index.to_numpy()].toarray())
+        for kind, part in table.groupby("type", sort=False)
+    }
+    store = tmp_path / "s"
+    xl.convert(path, store, shuffle=True, progress=False)
+    for ds in (xl.open_cells(path), xl.open_cells(store)):
+        rows = ds.row.values
+        assert ds.cell.values.tolist() == [barcodes[k] for k in rows]
+        for (variable, dim), (part, expected) in parts.items():
+            assert ds[variable].dims == ("cell", dim)
+            assert ds[variable].dtype == np.int32
+            assert ds[dim].values.tolist() == part["id"].tolist()
+            assert ds[f"{dim}_name"].values.tolist() == part["name"].tolist()
+            assert np.array_equal(ds[variable].values, expected[rows])
+        seen = []
+        for batch in xl.Loader(ds, batch_size=100, order="shuffled", seed=1):
+            at = batch.row.values
+            for (variable, _), (_, expected) in parts.items():
+                got = batch[variable].data
+                assert got.nnz == np.count_nonzero(expected[at])
+                assert np.array_equal(got.todense(), expected[at])
+            seen += at.tolist()
+        assert sorted(seen) == list(range(len(barcodes)))
+
+
+def test_tenx__folder_equals_the_h5ad_made_of_it(real_data):
+    folder, file = (
+        real_data / "sc" / n for n in ("visium_mouse_mtx", "visium_mouse_2898x19465.h5ad")
+    )
+    mine, theirs = xl.open_cells(folder), xl.open_cells(file)
+    assert mine.cell.values.tolist() == theirs.cell.values.tolist()
+    assert mine.gene.values.tolist() == theirs.gene.values.tolist()
+    np.testing.assert_array_equal(mine.X.values, theirs.X.values)
+
+
+@pytest.mark.parametrize("name", CONTACTS + CELLS + TENX)
 def test_convert__keeps_everything(name, real_data, tmp_path):
     if name in CONTACTS:
         path = real_data / "hic" / name

@@ -1,275 +1,71 @@
-"""Cell-by-gene arrays in AnnData files (.h5ad), read with h5py alone."""
+"""Cell-by-gene arrays as AnnData stores them: HDF5 files (.h5ad), zarr stores, collections of them."""
 
-import itertools
-from collections.abc import Iterable, Iterator
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import h5py
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 from typing_extensions import override
 from xarray.backends import BackendEntrypoint
 
-from xloader.arrays import Key, RowArray, StoredArray
+from xloader.arrays import RowArray, StoredArray
 from xloader.backends.anndata_frames import (
+    Frame,
     FrameArray,
-    encoding_of,
     is_numeric_frame,
+    join_frames,
     read_frame,
 )
-from xloader.backends.hdf5 import HDF5Array, HDF5File, close_hdf5, read, read_ranges
-from xloader.csr import CSRArray
+from xloader.backends.anndata_matrices import CSCGroup, CSRGroup
+from xloader.backends.elements import DenseElement, Tree, encoding_of
+from xloader.backends.hdf5 import HDF5File
+from xloader.backends.mapped import MappedArray, MappedRows, RowMap
+from xloader.backends.zarr_tree import ZarrTree, is_zarr
 from xloader.errors import ReadError, SchemaError, warn
 from xloader.schema import cells_dataset
-from xloader.threads import cut, n_threads, run
 
-BLOCK_VALUES = 2**17
-"""Stored values that a block of rows aims at; HDF5 chunks that hold more make blocks larger."""
-
-SCAN_NBYTES = 64 * 2**20
-"""Bytes of stored values and indices that a read of a matrix stored by columns aims at."""
+__all__ = ["AnnDataBackendEntrypoint", "CSCGroup", "CSRGroup", "cells_of", "engine_of", "tree_of"]
 
 _RESERVED = ("X", "cell", "gene", "row", "column", "sample_id", "valid")
 
 
-class CSRGroup(RowArray):
-    """
-    A sparse matrix that an HDF5 group stores by rows.
-
-    Parameters
-    ----------
-    file : HDF5File
-        The file.
-    name : str
-        Path of the group inside it, with `data`, `indices` and `indptr`.
-    shape : tuple of int
-        ``(n_rows, n_columns)``.
-
-    Raises
-    ------
-    SchemaError
-        If `indptr` does not fit `shape`, `data` and `indices`.
-    """
-
-    def __init__(self, file: HDF5File, name: str, shape: tuple[int, int]) -> None:
-        group = file.handle[name]
-        data, indices = group["data"], group["indices"]
-        values = max(BLOCK_VALUES, *(d.chunks[0] if d.chunks else 0 for d in (data, indices)))
-        rows = values * shape[0] / max(1, data.shape[0])
-        block_rows = 2 ** int(np.clip(np.round(np.log2(max(rows, 1))), 5, 12))
-        super().__init__(shape, data.dtype.newbyteorder("="), block_rows)
-        self.file = file
-        self.name = name
-        self._check(data.shape[0], indices.shape[0])
-
-    def _check(self, n_data: int, n_indices: int) -> None:
-        n, indptr = self.shape[0], self.indptr
-        if len(indptr) != n + 1:
-            msg = (
-                f"`{self.name}/indptr` of {self.file.path!r} has {len(indptr)} entries, its shape asks "
-                f"for {n + 1}: the file was written wrongly or is damaged; write it again"
-            )
-            raise SchemaError(msg)
-        steps = np.diff(indptr, prepend=0, append=min(n_data, n_indices))
-        if n_data != n_indices or steps[0] or steps[-1] or steps.min() < 0:
-            msg = (
-                f"`{self.name}/indptr` of {self.file.path!r} (from {indptr[0]} to {indptr[-1]}) does not "
-                f"fit its {n_data} values and {n_indices} indices: the file was not written to its "
-                "end, or is damaged; get a new copy"
-            )
-            raise SchemaError(msg)
-
-    @cached_property
-    def indptr(self) -> npt.NDArray[np.int64]:
-        """
-        Return the first stored value of each row, and their number.
-
-        Returns
-        -------
-        ndarray of int64, shape (n_rows + 1,)
-            In memory from then on.
-        """
-        return read(self.file, f"{self.name}/indptr").astype(np.int64)
-
-    @override
-    def __getstate__(self) -> dict[str, Any]:
-        # read again where it arrives, so that what travels to workers stays small
-        return {k: v for k, v in self.__dict__.items() if k != "indptr"}
-
-    @override
-    def read_rows(self, start: int, stop: int) -> CSRArray:  # numpydoc ignore=GL08
-        return self.read_ranges(np.array([start]), np.array([stop]))
-
-    @override
-    def read_ranges(
-        self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
-    ) -> CSRArray:  # numpydoc ignore=GL08
-        rows = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
-        spans = self.indptr[starts], self.indptr[stops]
-        indptr = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(self.indptr[rows + 1] - self.indptr[rows], out=indptr[1:])
-        indices = read_ranges(self.file, f"{self.name}/indices", *spans)
-        indices = indices.astype(indices.dtype.newbyteorder("="), copy=False)
-        falling, outside = _disorder(indices, indptr, self.shape[1])
-        if outside >= 0:
-            msg = (
-                f"`{self.name}/indices` of {self.file.path!r} holds {indices.min()} to {indices.max()} "
-                f"from `indptr[{rows[outside]}]` on, outside [0, {self.shape[1]}): the file is "
-                "damaged; get a new copy"
-            )
-            raise ReadError(msg)
-        data = read_ranges(self.file, f"{self.name}/data", *spans).astype(self.dtype, copy=False)
-        narrow = np.int32 if self.shape[1] < 2**31 else np.int64
-        shape = (len(rows), self.shape[1])
-        block = CSRArray(data, indices.astype(narrow, copy=False), indptr, shape)
-        return block if falling < 0 else self._sorted(block, rows)
-
-    def _sorted(self, block: CSRArray, rows: npt.NDArray[np.int64]) -> CSRArray:
-        """Sort the columns of each row, which not every writer does."""
-        block = block.sort_columns()
-        twice = _disorder(block.indices, block.indptr, block.shape[1])[0]
-        if twice >= 0:
-            msg = (
-                f"`{self.name}` of {self.file.path!r} stores an element twice, from "
-                f"`indptr[{rows[twice]}]` on; call scipy's `sum_duplicates()` on it and write it again"
-            )
-            raise ReadError(msg)
-        return block
-
-    @override
-    def nnz_of(
-        self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:  # numpydoc ignore=GL08
-        return self.indptr[stops] - self.indptr[starts]
-
-
-def _disorder(
-    indices: npt.NDArray[Any], indptr: npt.NDArray[np.int64], n_columns: int
-) -> tuple[int, int]:
-    """Return the first row whose columns do not rise, and the first with one outside, or -1."""
-    from xloader.kernels.scatter import disorder  # numba is imported when rows are first read
-
-    parts = cut(len(indptr) - 1, n_threads() if len(indices) > BLOCK_VALUES else 1)
-    found = run("decode", disorder, [(indices, indptr, n_columns, a, b) for a, b in parts])
-    falling, outside = ([k for k in each if k >= 0] for each in zip(*found, strict=True))
-    return min(falling, default=-1), min(outside, default=-1)
-
-
-class CSCGroup(RowArray):
-    """
-    A sparse matrix that an HDF5 group stores by columns.
-
-    Columns are read directly; rows cost a scan of everything, in pieces of bounded size, so that
-    `block_rows` is as large as `SCAN_NBYTES` allows.
-
-    Parameters
-    ----------
-    file : HDF5File
-        The file.
-    name : str
-        Path of the group inside it, with `data`, `indices` and `indptr`.
-    shape : tuple of int
-        ``(n_rows, n_columns)``.
-    """
-
-    by_column = True
-
-    def __init__(self, file: HDF5File, name: str, shape: tuple[int, int]) -> None:
-        self.transposed = CSRGroup(file, name, (shape[1], shape[0]))
-        n_values = int(self.transposed.indptr[-1])
-        value_nbytes = self.transposed.dtype.itemsize + 4
-        rows = SCAN_NBYTES * shape[0] // max(1, n_values * value_nbytes)
-        super().__init__(shape, self.transposed.dtype, max(1, min(rows, shape[0])))
-        self.scan_values = SCAN_NBYTES // 4 // value_nbytes
-
-    @cached_property
-    def row_starts(self) -> npt.NDArray[np.int64]:
-        """
-        Return the number of stored values before each row; costs one scan.
-
-        Returns
-        -------
-        ndarray of int64, shape (n_rows + 1,)
-            In memory from then on.
-        """
-        counts = np.zeros(self.shape[0] + 1, np.int64)
-        for _, piece in self._pieces():
-            counts[1:] += np.bincount(piece.indices, minlength=self.shape[0])
-        return np.cumsum(counts)
-
-    @override
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "row_starts"}
-
-    def _pieces(self) -> Iterator[tuple[int, CSRArray]]:
-        """Yield all columns as rows of the transposed matrix, a bounded number of values each."""
-        indptr = self.transposed.indptr
-        parts = np.searchsorted(indptr, np.arange(0, indptr[-1], self.scan_values), "right") - 1
-        for a, b in itertools.pairwise(np.unique([*parts, self.shape[1]]).tolist()):
-            yield a, self.transposed.read_rows(a, b)
-
-    @override
-    def read_rows(self, start: int, stop: int) -> CSRArray:  # numpydoc ignore=GL08
-        wanted = np.arange(start, stop)
-        data, rows, columns = [np.empty(0, self.dtype)], [wanted[:0]], [wanted[:0]]
-        for first, piece in self._pieces():
-            kept = piece.take_columns(wanted)
-            data.append(kept.data)
-            rows.append(kept.indices)
-            columns.append(kept.row_ids() + first)
-        row = np.concatenate(rows)
-        order = np.argsort(row, kind="stable")  # columns come in order
-        indptr = np.zeros(len(wanted) + 1, np.int64)
-        np.cumsum(np.bincount(row, minlength=len(wanted)), out=indptr[1:])
-        narrow = np.int32 if self.shape[1] < 2**31 else np.int64
-        return CSRArray(
-            np.concatenate(data)[order],
-            np.concatenate(columns)[order].astype(narrow, copy=False),
-            indptr,
-            (len(wanted), self.shape[1]),
-        )
-
-    @override
-    def nnz_of(
-        self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:  # numpydoc ignore=GL08
-        return self.row_starts[stops] - self.row_starts[starts]
-
-    @override
-    def _raw(self, key: Key) -> npt.NDArray[Any]:
-        return self.transposed._raw(key[::-1]).T
-
-
 class AnnDataBackendEntrypoint(BackendEntrypoint):
     """
-    Open AnnData files (.h5ad) as labelled Datasets: ``xr.open_dataset(path, engine="anndata")``.
+    Open AnnData as labelled Datasets: ``xr.open_dataset(path, engine="anndata")``.
 
     `X` and each layer become variables ``(cell, gene)``, each array in `obsm` a variable
-    ``(cell, <name>_dim)``, the columns of `obs` and `var` coordinates. `raw`, `obsp`, `varm`,
-    `varp` and `uns` are not opened.
+    ``(cell, <name>_dim)``, the columns of `obs` and `var` coordinates. `obsp`, `varm`, `varp` and
+    `uns` are not opened; `raw` is by itself, as ``path::/raw``.
     """
 
-    description = "Cell-by-gene arrays in AnnData files (.h5ad)"
+    description = "Cell-by-gene arrays of AnnData (.h5ad, .zarr, collections of annbatch)"
     open_dataset_parameters: ClassVar[tuple[str, ...]] = ("filename_or_obj", "drop_variables")
 
     @override
     def guess_can_open(self, filename_or_obj: Any) -> bool:  # numpydoc ignore=GL08
-        return isinstance(filename_or_obj, str | Path) and Path(filename_or_obj).suffix == ".h5ad"
+        if not isinstance(filename_or_obj, str | Path):
+            return False
+        path = Path(filename_or_obj)
+        if path.suffix == ".h5ad":
+            return True
+        try:
+            return is_zarr(path) and engine_of(ZarrTree(str(path)), "") == "anndata"
+        except ReadError:
+            return False
 
     @override
     def open_dataset(
         self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
     ) -> xr.Dataset:
         """
-        Open a file lazily; names and labels are read, matrices are not.
+        Open a file or store lazily; names and labels are read, matrices are not.
 
         Parameters
         ----------
         filename_or_obj : str or path
-            An AnnData file, known by its groups and not by its name.
+            An AnnData file, zarr store, or zarr group of several that have the same genes, or
+            ``path::group``; known by what is in it and not by its name.
         drop_variables : str or iterable of str, optional
             Variables and coordinates to leave out.
 
@@ -281,39 +77,109 @@ class AnnDataBackendEntrypoint(BackendEntrypoint):
         Raises
         ------
         ReadError
-            If there is no such file, or it is truncated or damaged.
+            If there is no such file, it is truncated or damaged, or leads into other files.
         SchemaError
-            If it is no AnnData file, was written by anndata before 0.7, or its shapes disagree.
+            If it is no AnnData, or its shapes disagree.
         """
-        if not isinstance(filename_or_obj, str | Path):
-            msg = (
-                f"cannot open a {type(filename_or_obj).__name__} as AnnData; only files on disk can "
-                "be reopened by worker processes: save it and pass the path"
-            )
-            raise ReadError(msg)
-        path = str(Path(filename_or_obj).expanduser().absolute())
+        tree, group = tree_of(filename_or_obj, "AnnData")
         dropped = {drop_variables} if isinstance(drop_variables, str) else {*(drop_variables or ())}
-        file = HDF5File(path)
-        with file.reading():
-            _require_anndata(file)
-            ds, skipped = _Opening(file).dataset()
-        _tell_skipped(path, {n: e for n, e in skipped.items() if n.split("/")[-1] not in dropped})
+        with tree.reading():
+            found = engine_of(tree, group)
+            if found != "anndata":
+                msg = (
+                    f"{tree.path!r} is not an AnnData file: {f'{group!r}' if group else 'it'} has "
+                    f"{tree.children(group)} and no `obs`, `var` and `X` (or `layers`); "
+                    + (
+                        f'use engine="{found}", or open one modality: `{tree.path}::/mod/...`'
+                        if found
+                        else "open it with the engine of its own format"
+                    )
+                )
+                raise SchemaError(msg)
+            ds, skipped = cells_of(tree, group)
+        tell_skipped(
+            tree.path, {n: e for n, e in skipped.items() if n.split("/")[-1] not in dropped}
+        )
         ds = ds.drop_vars(dropped, errors="ignore")
-        ds.set_close(partial(close_hdf5, path))
+        ds.set_close(tree.close)
         return ds
 
 
-def _require_anndata(file: HDF5File) -> None:
-    there = set(file.handle)
-    if not {"obs", "var"} <= there or not {"X", "layers"} & there:
+def tree_of(filename_or_obj: Any, what: str) -> tuple[Tree, str]:
+    """
+    Return the file or store that a user names, and the group in it.
+
+    Parameters
+    ----------
+    filename_or_obj : str or path
+        A path, or ``path::group``.
+    what : str
+        What it is opened as, for messages.
+
+    Returns
+    -------
+    tree : Tree
+        An HDF5 file, or a zarr store.
+    group : str
+        Path of the group; empty for the root.
+
+    Raises
+    ------
+    ReadError
+        If nothing is there, or it is neither.
+    """
+    if not isinstance(filename_or_obj, str | Path):
         msg = (
-            f"{file.path!r} is not an AnnData file: it has {sorted(there)} and no `obs`, `var` and `X` "
-            "(or `layers`); open it with the engine of its own format"
+            f"cannot open a {type(filename_or_obj).__name__} as {what}; only files on disk can "
+            "be reopened by worker processes: save it and pass the path"
         )
-        raise SchemaError(msg)
+        raise ReadError(msg)
+    name, _, group = str(filename_or_obj).partition("::")
+    if "://" in name:
+        msg = (
+            f"{name!r} is a URL, and {what} is read from a disk: copy it, or convert it where it is"
+        )
+        raise ReadError(msg)
+    path = Path(name).expanduser().absolute()
+    tree: Tree = ZarrTree(str(path)) if path.is_dir() else HDF5File(str(path))
+    return tree, group.strip("/")
 
 
-def _tell_skipped(path: str, skipped: dict[str, str]) -> None:
+def engine_of(tree: Tree, group: str) -> str | None:
+    """
+    Say what a group is, by what is in it.
+
+    Parameters
+    ----------
+    tree : Tree
+        A file or store.
+    group : str
+        Path of a group in it; empty for the root.
+
+    Returns
+    -------
+    str or None
+        ``"anndata"`` (also for several side by side), ``"mudata"`` or None.
+    """
+    there = {*tree.children(group)}
+    if "mod" in there and not {"X", "layers"} & there:
+        return "mudata"
+    if _is_one(tree, group) or _members(tree, group):
+        return "anndata"
+    return None
+
+
+def tell_skipped(path: str, skipped: Mapping[str, str]) -> None:
+    """
+    Warn of what an opened file holds and its Dataset does not.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    skipped : mapping of str to str
+        Paths of elements, and their encodings.
+    """
     if skipped:
         named = ", ".join(f"`{name}` ({encoding})" for name, encoding in skipped.items())
         warn(
@@ -322,40 +188,111 @@ def _tell_skipped(path: str, skipped: dict[str, str]) -> None:
         )
 
 
-class _Opening:
-    """One file being opened: what was found, and what cannot be shown."""
+def cells_of(tree: Tree, group: str) -> tuple[xr.Dataset, dict[str, str]]:
+    """
+    Open a group that `engine_of` calls AnnData.
 
-    def __init__(self, file: HDF5File) -> None:
-        self.file = file
-        self.groups = file.handle
-        self.obs = read_frame(file, "obs")
-        self.var = read_frame(file, "var")
+    Parameters
+    ----------
+    tree : Tree
+        The file or store.
+    group : str
+        Path of the group in it; empty for the root.
+
+    Returns
+    -------
+    ds : xarray.Dataset
+        Nothing but names and labels has been read.
+    skipped : dict of str to str
+        Elements that it lacks, and their encodings.
+
+    Raises
+    ------
+    ReadError
+        If it is damaged.
+    SchemaError
+        If its shapes disagree.
+    """
+    if _is_one(tree, group):
+        parts = [_Opening(tree, group)]
+    else:
+        names = _members(tree, group)
+        _require_all(tree, group, names)
+        parts = [_Opening(tree, f"{group}/{name}".lstrip("/")) for name in names]
+        for part in parts[1:]:
+            part.require_like(parts[0])
+    obs, first = join_frames([p.obs for p in parts], [p.group for p in parts]), parts[0]
+    arrays = first.arrays if len(parts) == 1 else _stacked(parts)
+    ds = cells_dataset(
+        arrays,
+        cell=obs.index,
+        gene=first.var.index,
+        obs=obs.columns,
+        var=first.var.columns,
+        coords=first.coords,
+    )
+    return ds, {k: v for part in parts for k, v in part.skipped.items()}
+
+
+def _is_one(tree: Tree, group: str) -> bool:
+    there = {*tree.children(group)}
+    is_raw = group.rpartition("/")[2] == "raw" and {"X", "var"} <= there
+    return is_raw or ({"obs", "var"} <= there and bool({"X", "layers"} & there))
+
+
+def _members(tree: Tree, group: str) -> list[str]:
+    """Return the names of the AnnData that lie side by side in a group, in the order of numbers."""
+    names = [n for n in tree.children(group) if _is_one(tree, f"{group}/{n}".lstrip("/"))]
+
+    def number(name: str) -> tuple[str, int]:
+        stem = name.rstrip("0123456789")
+        return stem, int(name[len(stem) :] or 0)
+
+    return sorted(names, key=number)
+
+
+def _require_all(tree: Tree, group: str, names: Sequence[str]) -> None:
+    """Refuse a collection of annbatch, which numbers its datasets, of which one was lost."""
+    lost = sorted({f"dataset_{k}" for k in range(len(names))} - {*names})
+    if lost and encoding_of(tree, group).startswith("annbatch"):
+        msg = f"{tree.path!r} lacks {lost} of its datasets, and has {names[-1]!r}: copy it again"
+        raise ReadError(msg)
+
+
+_Arrays = dict[str, tuple[tuple[str, ...], StoredArray, dict[str, str]]]
+
+
+class _Opening:
+    """One AnnData being opened: what was found, and what cannot be shown."""
+
+    def __init__(self, tree: Tree, group: str) -> None:
+        self.tree, self.group = tree, group
+        above, _, last = group.rpartition("/")
+        is_raw = last == "raw" and "obs" not in tree.children(group)
+        self.obs = self._frame("obs", above if is_raw else group)
+        self.var = self._frame("var", group)
         self.shape = (len(self.obs.index), len(self.var.index))
-        self.arrays: dict[str, Any] = {}
+        self.arrays: _Arrays = {}
         self.coords: dict[str, xr.Variable] = {}
         self.skipped = {
-            f"{table}/{column}": encoding
+            self._path(f"{table}/{column}"): encoding
             for table, frame in (("obs", self.obs), ("var", self.var))
             for column, encoding in frame.skipped.items()
         }
-
-    def dataset(self) -> tuple[xr.Dataset, dict[str, str]]:
-        """Return the labelled Dataset, and the encodings of what it lacks."""
-        if "X" in self.groups:
+        there = tree.children(group)
+        if "X" in there:
             self._add("X", "X", self.shape)
-        for key in self.groups.get("layers", ()):
-            self._add(f"layers/{key}", self._label("layer", key), self.shape)
-        for key in self.groups.get("obsm", ()):
-            self._add(f"obsm/{key}", self._label("obsm", key), self.shape[:1])
-        ds = cells_dataset(
-            self.arrays,
-            cell=self.obs.index,
-            gene=self.var.index,
-            obs=self.obs.columns,
-            var=self.var.columns,
-            coords=self.coords,
-        )
-        return ds, self.skipped
+        for table, shape in (("layers", self.shape), ("obsm", self.shape[:1])):
+            if table in there and tree.leaf(self._path(table)) is not None:
+                self.skipped[self._path(table)] = "records of anndata before 0.7"
+            for key in tree.children(self._path(table)):
+                self._add(f"{table}/{key}", self._label(table.removesuffix("s"), key), shape)
+
+    def _path(self, name: str) -> str:
+        return f"{self.group}/{name}".lstrip("/")
+
+    def _frame(self, name: str, group: str) -> Frame:
+        return read_frame(self.tree, f"{group}/{name}".lstrip("/"))
 
     def _label(self, group: str, key: str) -> str:
         taken = {*_RESERVED, *self.arrays, *self.coords}
@@ -364,13 +301,14 @@ class _Opening:
         return key
 
     def _add(self, name: str, label: str, shape: tuple[int, ...]) -> None:
-        array = _open_array(self.file, name)
+        path = self._path(name)
+        array = _open_array(self.tree, path)
         if array is None:
-            self.skipped[name] = encoding_of(self.groups[name]) or "unknown encoding"
+            self.skipped[path] = encoding_of(self.tree, path) or "unknown encoding"
             return
         if array.shape[: len(shape)] != shape:
             msg = (
-                f"`{name}` of {self.file.path!r} has shape {array.shape}, but its `obs` has "
+                f"`{path}` of {self.tree.path!r} has shape {array.shape}, but its `obs` has "
                 f"{self.shape[0]} rows and its `var` {self.shape[1]}: the file was not written to "
                 "its end, or is damaged; get a new copy"
             )
@@ -383,16 +321,60 @@ class _Opening:
         original = name.rsplit("/", maxsplit=1)[-1]
         self.arrays[label] = (dims, array, {} if label == original else {"key": original})
 
+    def require_like(self, first: "_Opening") -> None:
+        """Refuse to join what has other genes or other matrices."""
+        path, name, other = self.tree.path, self.group, first.group
+        if not np.array_equal(self.var.index, first.var.index):
+            mine, theirs = {*self.var.index}, {*first.var.index}
+            msg = (
+                f"{name!r} of {path!r} has {len(mine)} genes, {other!r} {len(theirs)}, and they have "
+                f"{len(mine & theirs)} in common, so that their rows are not of one array; open each by "
+                f"itself: '{path}::/{name}'"
+            )
+            raise SchemaError(msg)
+        differ = sorted({*self.arrays} ^ {*first.arrays})
+        if differ:
+            msg = (
+                f"of {name!r} and {other!r} of {path!r} only one has {differ}; open each by itself, "
+                f"'{path}::/{name}'"
+            )
+            raise SchemaError(msg)
 
-def _open_array(file: HDF5File, name: str) -> StoredArray | None:
+
+def _stacked(parts: Sequence[_Opening]) -> _Arrays:
+    """Join the matrices of parts row after row."""
+    rows = RowMap.stacked([part.shape[0] for part in parts])
+    out: _Arrays = {}
+    for name, (dims, _, attrs) in parts[0].arrays.items():
+        arrays = [part.arrays[name][1] for part in parts]
+        sparse = [a for a in arrays if isinstance(a, RowArray)]
+        if len(sparse) not in {0, len(arrays)} or len({a.shape[1:] for a in arrays}) > 1:
+            where = parts[0].tree.path
+            msg = (
+                f"the datasets of {where!r} hold {name!r} in several forms (shapes "
+                f"{[a.shape for a in arrays][:3]}, {len(sparse)} of {len(arrays)} sparse); open each by "
+                f"itself: '{where}::/{parts[0].group}'"
+            )
+            raise SchemaError(msg)
+        joined = MappedRows(sparse, rows) if sparse else MappedArray(arrays, rows)
+        out[name] = (dims, joined, attrs)
+    return out
+
+
+_SPARSE: Mapping[str, Callable[..., StoredArray]] = {
+    "csr_matrix": CSRGroup,
+    "csc_matrix": CSCGroup,
+}
+
+
+def _open_array(tree: Tree, name: str) -> StoredArray | None:
     """Open a matrix of any supported encoding, or return None."""
-    element = file.handle[name]
-    encoding = encoding_of(element)
-    if encoding in {"csr_matrix", "csc_matrix"}:
-        rows, columns = (int(n) for n in element.attrs["shape"])
-        return (CSRGroup if encoding == "csr_matrix" else CSCGroup)(file, name, (rows, columns))
+    encoding = encoding_of(tree, name)
+    if encoding in _SPARSE:
+        shape = tree.attr(name, "shape") or tree.attr(name, "h5sparse_shape")
+        rows, columns = (int(n) for n in shape)
+        return _SPARSE[encoding](tree, name, (rows, columns))
     if encoding == "dataframe":
-        return FrameArray(file, name) if is_numeric_frame(file, name) else None
-    if isinstance(element, h5py.Dataset) and element.ndim and element.dtype.kind in "biuf":
-        return HDF5Array(file, name)
-    return None
+        return FrameArray(tree, name) if is_numeric_frame(tree, name) else None
+    leaf = tree.leaf(name)
+    return DenseElement(leaf) if leaf and leaf.shape and leaf.dtype.kind in "biuf" else None

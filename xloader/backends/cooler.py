@@ -16,7 +16,7 @@ from typing_extensions import override
 from xloader.arrays import Key, StoredArray, TileArray
 from xloader.backends.cooler_cells import cells_labels
 from xloader.backends.cooler_groups import choose, coolers, is_cells, labels, part, storage_mode
-from xloader.backends.hdf5 import HDF5File, read
+from xloader.backends.hdf5 import HDF5File, chunks_written, read
 from xloader.backends.resolutions import ResolutionsEntrypoint
 from xloader.errors import ReadError, XloaderError
 from xloader.schema import contacts_dataset
@@ -230,10 +230,7 @@ def _check_written(cooler: h5py.Group) -> None:
         )
         raise ReadError(msg)
     for name, table in tables.items():
-        if table.chunks:
-            n_chunks, written = -(-len(table) // table.chunks[0]), table.id.get_num_chunks()
-        else:
-            n_chunks, written = int(len(table) > 0), int(table.id.get_storage_size() > 0)
+        written, n_chunks = chunks_written(table)
         if written < n_chunks:
             msg = f"`{name}` {where} has {written} of its {n_chunks} chunks: {remedy}"
             raise ReadError(msg)

@@ -27,7 +27,8 @@ def copy(
     values: Array,
     columns: Array,
     starts: Array,
-    indptr: Array,
+    lengths: Array,
+    to: Array,
     data: Array,
     indices: Array,
     n_columns: int,
@@ -37,7 +38,7 @@ def copy(
 ) -> int:  # numpydoc ignore=PR01,RT01
     """Write rows ``[first, last)`` of a batch, with column numbers or their differences given."""
     for i in range(first, last):
-        a, b = indptr[i], indptr[i + 1]
+        a, b = to[i], to[i] + lengths[i]
         source, target = values[starts[i] : starts[i] + b - a], data[a:b]
         for k in range(b - a):
             target[k] = source[k]
@@ -86,7 +87,7 @@ def select(
     starts: Array,
     lengths: Array,
     place: Array,
-    indptr: Array,
+    to: Array,
     data: Array,
     indices: Array,
     delta: bool,  # noqa: FBT001
@@ -97,7 +98,7 @@ def select(
     for i in range(first, last):
         source = values[starts[i] : starts[i] + lengths[i]]
         encoded = columns[starts[i] : starts[i] + lengths[i]]
-        at, out = np.int64(0), indptr[i]
+        at, out = np.int64(0), to[i]
         for k in range(lengths[i]):
             at = at + encoded[k] if delta else np.int64(encoded[k])
             new = place[at]
@@ -115,13 +116,14 @@ def scatter(
     starts: Array,
     lengths: Array,
     place: Array,
+    to: Array,
     out: Array,
     delta: bool,  # noqa: FBT001
     first: int,
     last: int,
 ) -> int:  # numpydoc ignore=PR01,RT01
     """
-    Write rows ``[first, last)`` densely; an empty `place` takes every column as it is.
+    Write rows ``[first, last)`` densely, each to row ``to[i]``; an empty `place` takes every column as it is.
 
     Rows are put together where the caches hold them, and what was put there is taken away again
     afterwards, so that zeros are written to memory once and never read from it.
@@ -131,8 +133,12 @@ def scatter(
     width = out.shape[1]
     together = max(1, _SCRATCH_NBYTES // max(1, width * out.itemsize))
     scratch, flat = np.zeros(together * width, out.dtype), out.reshape(-1)
-    for begin in range(first, last, together):
+    end = first
+    while end < last:
+        begin = end
         end = min(last, begin + together)
+        if to[end - 1] - to[begin] != end - 1 - begin:  # rising, but not successive
+            end = begin + 1
         for i in range(begin, end):
             source = values[starts[i] : starts[i] + lengths[i]]
             encoded = columns[starts[i] : starts[i] + lengths[i]]
@@ -145,7 +151,7 @@ def scatter(
                 new = at if everything else np.int64(place[at])
                 if new >= 0:
                     row[new] = source[k]
-        stream(scratch, (end - begin) * width, flat, begin * width)
+        stream(scratch, (end - begin) * width, flat, to[begin] * width)
         for i in range(begin, end):
             encoded = columns[starts[i] : starts[i] + lengths[i]]
             row = scratch[(i - begin) * width : (i - begin + 1) * width]

@@ -6,13 +6,15 @@ import xarray as xr
 from xloader import trace
 from xloader.arrays import RowArray, TileArray
 from xloader.axes import Int64, Windows
-from xloader.chunks import consecutive, dask_grid, file_grid
+from xloader.chunks import consecutive, covered, cuts_rows, dask_grid, file_grid, stored_grid
 from xloader.contract import Fusion
-from xloader.errors import PerformanceWarning, warn
+from xloader.errors import PerformanceWarning, PlanError, warn
+from xloader.planned import Chosen
 from xloader.read.base import Part, Reader, Values
 from xloader.read.chunked import ChunkReader, MemoryReader
 from xloader.read.rows import RowReader
 from xloader.read.tiles import TileReader, make_finish
+from xloader.trace import View
 
 __all__ = ["Part", "Reader", "RowReader", "TileReader", "Values", "make_reader"]
 
@@ -48,11 +50,14 @@ def make_reader(
     """
     variable = ds.variables[name]
     view = trace.view(variable)
-    if view is not None and isinstance(view.array, RowArray):
-        dims = windows.dims
-        if windows.by_row and variable.dims[0] == dims[0] and _distinct(view.index[1]):
+    if view is not None and cuts_rows(variable, windows):
+        if isinstance(view.array, RowArray) and _sparse(view.index[1], name, layout):
             dense = layout == "dense"
-            return RowReader(variable, windows, view.array, view.index, dense=dense)
+            reader: Reader = RowReader(variable, windows, view.array, view.index, dense=dense)
+        else:
+            reader = ChunkReader(variable, windows, *stored_grid(view))
+        reader.chosen = _chosen(view, name, variable, reader)
+        return reader
     if view is not None and isinstance(view.array, TileArray):
         both = set(variable.dims) <= set(windows.dims)
         if both and all(consecutive(view.index, variable, windows)):
@@ -73,5 +78,30 @@ def make_reader(
     return ChunkReader(variable, windows, *file_grid(variable, windows))
 
 
-def _distinct(index: Int64) -> bool:
-    return len(np.unique(index)) == len(index)
+def _sparse(columns: Int64, name: str, layout: str | None) -> bool:
+    """Say whether some columns of sparse rows are sparse rows: only if each is there once."""
+    times = np.bincount(columns)
+    if times.max(initial=0) < 2:
+        return True
+    what = f"{name!r} shows {int((times > 1).sum())} of its stored columns more than once"
+    if layout == "csr":
+        msg = f"{what}, which sparse rows cannot; name each column once, or leave `layout` out"
+        raise PlanError(msg)
+    if layout is None:
+        warn(f"{what}: its batches are dense; name each column once", PerformanceWarning)
+    return False
+
+
+def _chosen(view: View, name: str, variable: xr.Variable, reader: Reader) -> Chosen | None:
+    """Say what is read if some columns are wanted."""
+    array, (rows, *others) = view.array, view.index
+    if len(others) != 1 or np.array_equal(np.unique(others[0]), np.arange(array.shape[1])):
+        return None
+    if isinstance(reader, RowReader):
+        nbytes, whole = reader.decoded_nbytes()
+    else:
+        n, unit = array.shape, array.unit
+        n_read, n_rows = covered(others[0], unit[1], n[1]), covered(rows, unit[0], n[0])
+        nbytes, whole = (n_rows * k * array.dtype.itemsize for k in (n_read, n[1]))
+    n_wanted = len(np.unique(others[0]))
+    return Chosen(name, str(variable.dims[1]), n_wanted, array.shape[1], nbytes, whole)

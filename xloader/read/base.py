@@ -10,7 +10,9 @@ import xarray as xr
 
 from xloader.axes import Int64, Windows
 from xloader.buffers import Buffers
+from xloader.chunks import cuts_rows
 from xloader.csr import CSRArray
+from xloader.planned import Chosen
 
 Values = npt.NDArray[Any] | CSRArray
 Part = tuple[Any, Int64]
@@ -44,6 +46,8 @@ class Reader(ABC):
         Where memory of decoded chunks and of batches comes from.
     advice : str or None
         What would make reading much faster, once that is known.
+    chosen : Chosen or None
+        What is read for some of the stored columns; None where all are wanted or it is not known.
     """
 
     def __init__(self, variable: xr.Variable, windows: Windows) -> None:
@@ -56,8 +60,10 @@ class Reader(ABC):
         self.size = tuple(
             n if a is None else windows.size[a] for n, a in zip(self.shape, self.axes, strict=True)
         )
-        self.by_row = windows.by_row
+        # nothing but rows: no other dimension is cut
+        self.is_rows = cuts_rows(variable, windows)
         self.advice: str | None = None
+        self.chosen: Chosen | None = None
         self._seconds = 0.0
         self._n_read = 0
         self.n_elements = int(np.prod(self.shape))

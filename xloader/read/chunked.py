@@ -66,8 +66,8 @@ class MemoryReader(Reader):
     @override
     def gather(self, parts: Sequence[Part]) -> Values:  # numpydoc ignore=GL08
         starts = np.concatenate([starts for _, starts in parts])
-        if self.by_row and self.axes[0] == 0:
-            return np.asarray(self.values[starts[:, 0]])
+        if self.is_rows:
+            return np.asarray(self.values[starts[:, self.axes[0]]])
         at = tuple(self.full_starts(starts).T)
         view = np.lib.stride_tricks.sliding_window_view
         if self.values.dtype.kind != "T":
@@ -154,11 +154,7 @@ class ChunkReader(Reader):
         for loaded, starts in parts:
             self.cut(loaded, starts, out[first : first + len(starts)])
             first += len(starts)
-        return out.reshape(len(out), *self.size[1:]) if self._is_rows else out
-
-    @property
-    def _is_rows(self) -> bool:
-        return self.by_row and self.axes[0] == 0
+        return out.reshape(len(out), *self.size[1:]) if self.is_rows else out
 
     def cut(self, loaded: Any, starts: Int64, out: npt.NDArray[Any]) -> None:
         """
@@ -173,7 +169,7 @@ class ChunkReader(Reader):
         out : ndarray, shape (m, *size)
             Where they go.
         """
-        if self._is_rows:
+        if self.is_rows:
             self._rows(loaded, self._places(starts), out[:, 0])
         else:
             self._boxes(loaded, self._places(starts), out)
@@ -199,11 +195,12 @@ class ChunkReader(Reader):
             here = np.flatnonzero(chunk_rows == row)
             inside = places[here, 0] - self.grid.edges[0][row]
             for at in np.ndindex(*(len(e) - 1 for e in self.grid.edges[1:])):
-                target = tuple(
+                target = [
                     slice(e[k], e[k + 1]) for e, k in zip(self.grid.edges[1:], at, strict=True)
-                )
-                box: Any = (here, *target)
-                out[box] = table[(row, *at)][inside]
+                ]
+                if all(t.start < t.stop for t in target):  # dask keeps chunks without elements
+                    box: Any = (here, *target)
+                    out[box] = table[(row, *at)][inside]
 
     def _boxes(self, table: Table, places: Int64, out: npt.NDArray[Any]) -> None:
         """Cut windows one by one, each from the chunks it touches."""

@@ -11,7 +11,7 @@ from typing_extensions import override
 from xloader.arrays import RowArray
 from xloader.axes import Int64, Windows
 from xloader.errors import PerformanceWarning, warn
-from xloader.packed import PackedRows, panel, take, take_dense
+from xloader.packed import PackedFiles, PackedRows, panel, take, take_dense
 from xloader.read.base import Part, Reader, Values
 
 
@@ -24,7 +24,7 @@ class RowReader(Reader):
     variable : xarray.Variable
         A two-dimensional variable whose first dimension is windowed.
     windows : Windows
-        One window per row.
+        Each cuts one row.
     array : RowArray
         Where the rows are stored.
     index : tuple of ndarray
@@ -43,16 +43,41 @@ class RowReader(Reader):
         dense: bool,
     ) -> None:
         super().__init__(variable, windows)
-        self.array = array
+        assert self.axes[0] is not None
+        self.axis = self.axes[0]
+        self.whole = array
+        wanted = np.unique(index[1])
+        self.array = array.of_columns(wanted) if len(wanted) < array.shape[1] else array
+        columns = index[1] if self.array is array else np.searchsorted(wanted, index[1])
         self.rows = index[0]
-        self.panel = panel(index[1], array.shape[1])
+        self.panel = panel(columns, self.array.shape[1])
         self.dense = dense
-        if getattr(array, "by_column", False):
+        if self.array.by_column and self.array.block_rows < len(self.rows):
             warn(
-                "this matrix is stored by column (CSC): every read of some cells scans all of it; "
-                "xl.convert writes a store by row",
+                "this matrix is stored by column (CSC): every read of some cells scans all of "
+                f"{'it' if self.array is array else f'{len(wanted):,} columns'}; xl.convert writes a "
+                "store by row",
                 PerformanceWarning,
             )
+
+    def decoded_nbytes(self) -> tuple[int, int]:
+        """
+        Return the bytes that are decoded if each block of rows is read once.
+
+        Returns
+        -------
+        tuple of int
+            Values and column numbers: of what is read, and of all columns of the same rows.
+        """
+        each = self.dtype.itemsize + 4
+        if self.array is not self.whole:  # by column: every read scans all rows
+            first, stop = np.zeros(1, np.int64), np.array([self.array.shape[0]])
+            part, whole = (int(a.nnz_of(first, stop)[0]) for a in (self.array, self.whole))
+            return part * each, whole * each
+        unit = self.array.block_rows
+        blocks = np.unique(self.rows // unit)
+        ends = blocks * unit, np.minimum((blocks + 1) * unit, self.array.shape[0])
+        return (int(self.array.nnz_of(*ends).sum()) * each,) * 2
 
     @property
     @override
@@ -71,7 +96,7 @@ class RowReader(Reader):
 
     @override
     def keys(self, starts: Int64) -> npt.NDArray[np.int64]:  # numpydoc ignore=GL08
-        return np.asarray(self.rows[starts[:, 0]] // self.array.block_rows)
+        return np.asarray(self.rows[starts[:, self.axis]] // self.array.block_rows)
 
     @override
     def nbytes(self, first: Int64, last: Int64, ptr: Int64) -> Int64:  # numpydoc ignore=GL08
@@ -85,9 +110,9 @@ class RowReader(Reader):
     @override
     def load(
         self, first: Int64, last: Int64
-    ) -> tuple[PackedRows, Int64, Int64]:  # numpydoc ignore=GL08
+    ) -> tuple[PackedRows | PackedFiles, Int64, Int64]:  # numpydoc ignore=GL08
         unit = self.array.block_rows
-        blocks = np.unique(self.rows[first[:, 0]] // unit)
+        blocks = np.unique(self.rows[first[:, self.axis]] // unit)
         cuts = np.flatnonzero(np.diff(blocks) != 1) + 1
         low = blocks[np.append(0, cuts)] * unit
         stop = blocks[np.append(cuts, len(blocks)) - 1] + 1
@@ -104,7 +129,7 @@ class RowReader(Reader):
     def gather(self, parts: Sequence[Part]) -> Values:  # numpydoc ignore=GL08
         wanted = []
         for (packed, low, shift), starts in parts:
-            rows = self.rows[starts[:, 0]]
+            rows = self.rows[starts[:, self.axis]]
             wanted.append((packed, rows + shift[np.searchsorted(low, rows, side="right") - 1]))
         gather = take_dense if self.dense else take
         return gather(wanted, self.dtype, self.panel, self.batches)

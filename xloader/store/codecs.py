@@ -1,13 +1,16 @@
 """Chains of zarr v3 codecs: the bytes of one chunk, in whatever way they were written, as an array."""
 
+import bz2
 import gzip
+import lzma
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
-from numcodecs import blosc, zstd
+from numcodecs import blosc, lz4, zstd
 from numcodecs.vlen import VLenUTF8
 
 
@@ -23,6 +26,10 @@ _UNPACK: dict[str, Callable[[bytes], bytes]] = {
     "crc32c": _without_crc32c,
     "gzip": gzip.decompress,
     "zstd": zstd.decompress,
+    "numcodecs.bz2": bz2.decompress,
+    "numcodecs.lz4": lz4.decompress,
+    "numcodecs.lzma": lzma.decompress,
+    "numcodecs.zlib": zlib.decompress,
 }
 
 

@@ -27,7 +27,7 @@ _MAX_INDEXES = 4096
 
 class ForeignArray:
     """
-    A zarr v3 array on any file system, cut into whatever chunks are asked for.
+    A zarr array on any file system, cut into whatever chunks are asked for.
 
     It answers like `ShardedArray`, for any regular chunks, shards and codecs of the specification.
     Each stored chunk is fetched and decoded once per call. The array pickles as a recipe.
@@ -37,7 +37,7 @@ class ForeignArray:
     place : Path or Url
         Directory of the array.
     metadata : mapping
-        Its metadata.
+        Its metadata, in the form of zarr v3 (`xloader.store.zarr_v2.as_v3` gives it to others).
     files : sequence of (int, int)
         Half-open runs of the files, shards or chunks, that were written, in row-major order; one of
         them that is missing is an error.
@@ -146,10 +146,47 @@ class ForeignArray:
         ReadError
             As for `read_chunks`.
         """
-        out = np.empty(self.shape, self.dtype)
-        if out.size:
-            self._read(np.zeros((1, out.ndim), np.int64), self.shape, out[None])
-        return out
+        zero = np.zeros((1, len(self.shape)), np.int64)
+        return self.read_boxes(zero, zero + np.array(self.shape, np.int64)).reshape(self.shape)
+
+    @property
+    def stored_chunk(self) -> tuple[int, ...]:
+        """
+        Return the shape of what is decoded together.
+
+        Returns
+        -------
+        tuple of int
+            In elements.
+        """
+        return self._stored
+
+    def read_boxes(self, begin: Int64, end: Int64) -> npt.NDArray[Any]:
+        """
+        Read boxes of any size; each stored chunk is decoded once.
+
+        Parameters
+        ----------
+        begin, end : ndarray of int64, shape (m, ndim)
+            Half-open bounds, in elements, inside the array.
+
+        Returns
+        -------
+        ndarray
+            The values of all boxes, each in row-major order, one after the other.
+
+        Raises
+        ------
+        ReadError
+            As for `read_chunks`.
+        """
+        sizes = (end - begin).prod(axis=1)
+        flat = np.empty(int(sizes.sum()), self.dtype)
+        cuts = np.append(0, np.cumsum(sizes)).tolist()
+        shapes = (end - begin).tolist()
+        out = [flat[a:b].reshape(s) for a, b, s in zip(cuts, cuts[1:], shapes, strict=False)]
+        self._read(_Pastes(begin, end, self._stored, self.shape), out)
+        return flat
 
     def read_chunks(
         self, chunk_ids: Int64, out: npt.NDArray[Any] | None = None
@@ -178,19 +215,21 @@ class ForeignArray:
         ids = np.asarray(chunk_ids, np.int64).reshape(len(chunk_ids), len(self.shape))
         if out is None:
             out = np.empty((len(ids), *self.chunk_shape), self.dtype)
-        self._read(ids, self.chunk_shape, out)
+        crossing = ((ids + 1) * self.chunk_shape > self.shape).any(axis=1)
+        out[crossing] = self.fill_value
+        begin = ids * np.array(self.chunk_shape, np.int64)
+        end = np.minimum(begin + self.chunk_shape, self.shape)
+        boxes = [out[k, ...] for k in range(len(out))]  # views, those of scalars too
+        self._read(_Pastes(begin, end, self._stored, self.shape, ids), boxes)
         return out
 
-    def _read(self, ids: Int64, sides: tuple[int, ...], out: npt.NDArray[Any]) -> None:
+    def _read(self, pastes: "_Pastes", out: Sequence[npt.NDArray[Any]]) -> None:
         if _stamp(self.place) != self._stamp:
             msg = (
                 f"array {self.path!r} was replaced after it was opened; open the store again to "
                 "read the new one"
             )
             raise ReadError(msg)
-        crossing = ((ids + 1) * sides > self.shape).any(axis=1)
-        out[crossing] = self.fill_value
-        pastes = _Pastes(ids, sides, self._stored, self.shape)
         if len(pastes.chunks) == 0:
             return
         nbytes = math.prod(self._stored) * self.dtype.itemsize
@@ -209,7 +248,7 @@ class ForeignArray:
         encoded: list[bytes | None],
         low: int,
         high: int,
-        out: npt.NDArray[Any],
+        out: Sequence[npt.NDArray[Any]],
     ) -> None:
         for k in range(low, high):
             raw = encoded[k]
@@ -287,7 +326,7 @@ class ForeignArray:
 
     def _broken(self, pastes: "_Pastes", k: int, why: str) -> ReadError:
         file = self._place(pastes.chunks[k] // self._per_file)
-        chunk = pastes.first_user(k)
+        chunk = pastes.first_user(k) if pastes.ids is not None else pastes.chunks[k]
         held = f" ({self.whose(chunk, chunk)})" if self.whose else ""
         return ReadError(
             f"chunk {tuple(chunk.tolist())}{held} of array {self.path!r}, in file {str(file)!r}, {why}"
@@ -344,13 +383,12 @@ class _Pastes:
 
     def __init__(
         self,
-        ids: Int64,
-        sides: tuple[int, ...],
+        begin: Int64,
+        end: Int64,
         stored: tuple[int, ...],
         shape: tuple[int, ...],
+        ids: Int64 | None = None,
     ) -> None:
-        begin = ids * np.array(sides, np.int64)
-        end = np.minimum(begin + sides, shape)
         first, last = begin // stored, (end - 1) // stored
         spans = (last - first).max(axis=0, initial=0) + 1
         steps = np.array(list(np.ndindex(*spans.tolist())), np.int64)
@@ -370,10 +408,11 @@ class _Pastes:
         self._targets, self._sources = (np.stack([low - o, high - o], axis=2) for o in origins)
 
     def first_user(self, k: int) -> Int64:
-        """Return the first box that a stored chunk is needed for."""
+        """Return the number of the first box that a stored chunk is needed for."""
+        assert self.ids is not None
         return np.asarray(self.ids[self.slots[self._ptr[k]]])
 
-    def paste(self, k: int, chunk: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+    def paste(self, k: int, chunk: npt.NDArray[Any], out: Sequence[npt.NDArray[Any]]) -> None:
         """Copy a stored chunk to wherever it belongs."""
         a, b = int(self._ptr[k]), int(self._ptr[k + 1])
         boxes = zip(
@@ -381,16 +420,16 @@ class _Pastes:
             strict=True,
         )  # fmt: skip
         for slot, target, source in boxes:
-            box: Any = (slot, *(slice(*t) for t in target))
-            out[box] = chunk[tuple(slice(*s) for s in source)]
+            out[slot][tuple(slice(*t) for t in target)] = chunk[tuple(slice(*s) for s in source)]
 
 
 def _stamp(place: Place) -> int | None:
     """Return the time an array was written, which tells it from one that replaced it."""
     if isinstance(place, Url):
         return None
+    file = Path(place) / "zarr.json"
     try:
-        return (Path(place) / "zarr.json").stat().st_mtime_ns
+        return (file if file.exists() else file.with_name(".zarray")).stat().st_mtime_ns
     except OSError as e:
         msg = f"array {str(place)!r} is gone: {e.strerror}; check that its store is still there"
         raise ReadError(msg) from e

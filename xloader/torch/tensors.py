@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from xloader.csr import CSRArray
 from xloader.errors import PlanError, SchemaError
+from xloader.labels import codes, numbers
 from xloader.loader import Loader
-from xloader.request import codes
 
 _LAYOUTS = (None, "dense", "csr", "coo")
 _SIGNED = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
@@ -37,15 +37,18 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
     Returns
     -------
     dict of str to Tensor
-        Each variable of the samples; each label as int64 codes (-1 where missing); `sample_id`;
-        `valid` where the plan pads and `flipped` where windows were turned, bool; for contact windows `info`: lists of str `chrom1` and `region1`
+        Each variable of the samples; each label as int64 codes (-1 where missing) or, where it is a
+        number, float32 (NaN where missing); `sample_id`;
+        `valid` where the plan pads, `flipped` where windows were turned, and ``<source>_present``
+        where a source has the cell, bool; for contact windows `info`: lists of str `chrom1` and `region1`
         (``"chr2:1,000,000-2,000,000"``), and int64 tensors `start1` and `end1` (bp, 0-based
         half-open), and the same with 2.
 
     Raises
     ------
     SchemaError
-        If a variable has no numbers, or `layout` does not fit it.
+        If a variable has no numbers, `layout` does not fit it, or a transform made a label that the
+        vocabulary lacks.
     PlanError
         If there is no such layout.
 
@@ -65,9 +68,13 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
     else:
         tensors = {k: _tensor(v, k, dim=dim, layout=layout) for k, v in variables.items()}
     for name in loader.labels:
-        values = batch[name].values
-        tensors[name] = torch.from_numpy(codes(values, loader.categories[name]))
-    for name in ("sample_id", "valid", "flipped"):
+        values, known = batch[name].values, loader.categories.get(name)
+        label = numbers(values, name) if known is None else codes(values, known, name)
+        tensors[name] = torch.from_numpy(label)
+    present = [
+        k for k, v in batch.coords.items() if str(k).endswith("_present") and v.dims == (dim,)
+    ]
+    for name in ("sample_id", "valid", "flipped", *map(str, present)):
         if name in batch.coords:
             tensors[name] = torch.from_numpy(np.array(batch[name].values))
     info = _info(batch)

@@ -2,9 +2,10 @@
 
 from xloader.transforms.balancing import balance
 from xloader.transforms.base import compose
-from xloader.transforms.cells import normalize_total, select
+from xloader.transforms.cells import binarise, normalize_total, select, standardise
 from xloader.transforms.distance import mask_diagonals, observed_over_expected, zscore
 from xloader.transforms.filters import adaptive_coarsegrain, interpolate, smooth
+from xloader.transforms.masking import mask_genes
 from xloader.transforms.shapes import coarsen, crop, flip, from_upper_triangle, upper_triangle
 from xloader.transforms.stacking import stack
 from xloader.transforms.thinning import thin
@@ -13,6 +14,7 @@ from xloader.transforms.values import clip, fill, log1p, scale
 __all__ = [
     "adaptive_coarsegrain",
     "balance",
+    "binarise",
     "clip",
     "coarsen",
     "compose",
@@ -23,12 +25,14 @@ __all__ = [
     "interpolate",
     "log1p",
     "mask_diagonals",
+    "mask_genes",
     "normalize_total",
     "observed_over_expected",
     "scale",
     "select",
     "smooth",
     "stack",
+    "standardise",
     "thin",
     "upper_triangle",
     "zscore",

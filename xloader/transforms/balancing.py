@@ -58,8 +58,8 @@ def _balance(x: xr.Variable, batch: xr.Dataset, *, name: str) -> xr.Variable:
     if not set(sides) <= set(batch.coords):
         there = sorted({str(c)[:-1] for c in batch.coords if "divisive" in batch[c].attrs})
         msg = (
-            f"balancing vector {name!r} is not in this file; it has {there or 'none'}; name one of "
-            "them, or balance the file first"
+            f"there is no balancing vector {name!r} here; there are {there or 'none'}; name one of "
+            "them, or balance the map first"
         )
         raise SchemaError(msg)
     vectors = (batch.variables[s] for s in sides)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 from xloader.contract import Fusion, SampleRandom, Transform, check, fusion_of, takes_rng
 from xloader.errors import SchemaError
 from xloader.schema import require
-from xloader.transforms.frozen import Frozen
+from xloader.transforms.frozen import Frozen, FrozenColumns
 
 
 def compose(*transforms: Transform) -> Transform:
@@ -38,6 +39,9 @@ def compose(*transforms: Transform) -> Transform:
     return Composed(transforms)
 
 
+Labels = Callable[[], xr.Dataset]
+
+
 class Composed:
     """
     A picklable chain of transforms.
@@ -63,7 +67,7 @@ class Composed:
                 batch = transform(batch)
         return batch
 
-    def check(self, labels: Callable[[], xr.Dataset]) -> None:
+    def check(self, labels: Labels) -> None:
         """
         Let each transform refuse what it will not be able to serve.
 
@@ -72,8 +76,22 @@ class Composed:
         labels : callable
             Returns the coordinates at the places where windows begin.
         """
+        self._follow(labels, labels)
+
+    def _follow(self, labels: Labels, known: Labels | None) -> Labels | None:
+        """Check with the labels at first, or as far as they are known, and return those at the end."""
         for transform in self.transforms:
-            check(transform, labels)
+            if isinstance(transform, Composed):
+                known = transform._follow(labels, known)
+                continue
+            by_name = getattr(transform, "by_name", False)
+            if known is not None or not by_name:
+                check(transform, known if by_name and known is not None else labels)
+            if isinstance(transform, Choosing):
+                known = known and partial(_chosen, transform, known)
+            elif not isinstance(transform, Elementwise | Randomly):
+                known = None  # a user's function may rename what later ones look for
+        return known
 
     def fuse(self) -> tuple[Fusion, Transform | None] | None:
         """
@@ -117,6 +135,31 @@ class Batchwise:
     def __call__(self, batch: xr.Dataset) -> xr.Dataset:
         """Call the function."""
         return self.function(batch, **self.options)
+
+
+class Choosing(Batchwise):
+    """
+    A transform that takes some labels: a Loader says at once which of them the Dataset lacks.
+
+    Made of what `Batchwise` is made of.
+    """
+
+    by_name = True
+
+    def check(self, labels: Labels) -> None:
+        """
+        Refuse labels that are not there.
+
+        Parameters
+        ----------
+        labels : callable
+            Returns the coordinates at the places where windows begin.
+        """
+        self(labels())
+
+
+def _chosen(transform: Choosing, labels: Labels) -> xr.Dataset:
+    return transform(labels())
 
 
 class Randomly:
@@ -190,10 +233,11 @@ class Elementwise:
         self.names = variables if into is None else (into,)
         self.fusion = fusion
         self.options = options
+        self.by_name = isinstance(options.get("frozen"), FrozenColumns)
 
-    def check(self, labels: Callable[[], xr.Dataset]) -> None:
+    def check(self, labels: Labels) -> None:
         """
-        Refuse chromosomes that frozen statistics do not have.
+        Refuse chromosomes or genes that frozen statistics do not have.
 
         Parameters
         ----------
@@ -210,6 +254,8 @@ class Elementwise:
             first = labels()
             require(first, ["chrom1"], f"transform {self.__name__!r}")
             frozen.rows(first["chrom1"].to_numpy())
+        elif isinstance(frozen, FrozenColumns):
+            frozen.places(labels())
 
     def fuse(self) -> tuple[Fusion, None] | None:
         """

@@ -171,6 +171,104 @@ class Frozen:
         return np.asarray(padded[self.rows(chroms), distance])
 
 
+class FrozenColumns:
+    """
+    Figures of each gene, or of each of whatever `xl.statistics` of cells are of.
+
+    Parameters
+    ----------
+    stats : xarray.Dataset
+        With the attribute `variable`.
+    what : str
+        Name of the transform, for messages.
+    *names : str
+        Variables of `stats` it needs, along one dimension.
+
+    Raises
+    ------
+    SchemaError
+        If the Dataset lacks one of them, or is not of cells.
+    """
+
+    def __init__(self, stats: Any, what: str, *names: str) -> None:
+        if not isinstance(stats, xr.Dataset) or "variable" not in stats.attrs:
+            msg = (
+                f"{what}() needs the Dataset that xl.statistics() gives of cells, with the attribute "
+                f"'variable', not this {type(stats).__name__}"
+            )
+            raise SchemaError(msg)
+        require(stats, names, f"{what}()")
+        dims = {stats[name].dims for name in names}
+        if len(dims) > 1 or len(stats[names[0]].dims) != 1:
+            msg = f"{what}() needs figures along one dimension, such as 'gene', not {sorted(dims)}"
+            raise SchemaError(msg)
+        self.what = what
+        self.variable = str(stats.attrs["variable"])
+        self.dim = str(stats[names[0]].dims[0])
+        self.n = stats.sizes[self.dim]
+        self.names = stats[self.dim].to_numpy() if self.dim in stats.coords else None
+        self.tables = {name: np.asarray(stats[name].data, np.float64) for name in names}
+
+    def places(self, batch: xr.Dataset) -> Int64 | None:
+        """
+        Return where the figures of a batch are.
+
+        Parameters
+        ----------
+        batch : xarray.Dataset
+            With the dimension of the figures.
+
+        Returns
+        -------
+        ndarray of int64 or None
+            Positions in the tables; None for all of them as they are.
+
+        Raises
+        ------
+        SchemaError
+            If there are none of some; names them.
+        """
+        if self.names is None or self.dim not in batch.indexes:
+            if batch.sizes.get(self.dim, self.n) == self.n:
+                return None
+            msg = (
+                f"transform {self.what!r} has statistics of {self.n} along {self.dim!r} and the batch "
+                f"{batch.sizes[self.dim]}, without names to find them by; make both of the same"
+            )
+            raise SchemaError(msg)
+        index = batch.indexes[self.dim]
+        if len(index) == self.n and (index.to_numpy() == self.names).all():
+            return None
+        places = pd.Index(self.names).get_indexer(index)
+        if (places < 0).any():
+            lacking = index[places < 0]
+            msg = (
+                f"transform {self.what!r} has no statistics of {len(lacking)} of {len(index)} along "
+                f"{self.dim!r}: {list(map(str, lacking[:5]))}; make them of the same data"
+            )
+            raise SchemaError(msg)
+        return np.asarray(places, np.int64)
+
+    def of(self, name: str, batch: xr.Dataset) -> Floats:
+        """
+        Return the figures of a batch.
+
+        Parameters
+        ----------
+        name : str
+            Which.
+        batch : xarray.Dataset
+            With the dimension of the figures.
+
+        Returns
+        -------
+        ndarray of float64
+            In the order of the batch.
+        """
+        places, table = self.places(batch), self.tables[name]
+        return table if places is None else table[places]
+
+
 def _balanced(weight: str) -> str:
     return f"balanced by {weight!r}" if weight else "as raw counts"
 

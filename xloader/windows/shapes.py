@@ -167,13 +167,14 @@ class Shape(ABC):
 
 
 def _empty(windows: Windows, bins: ContactBins) -> tuple[str, ...]:
-    """Return the chromosomes in which no window lies."""
+    """Return the chromosomes of either axis in which no window lies; others are not there to be seen."""
     assert windows.starts is not None
-    full = set()
+    there, full = dict[str, None](), set()
     for axis, starts in zip((bins.rows, bins.columns), windows.starts.T, strict=True):
         used = np.bincount(starts, minlength=max(r.stop for r in axis.regions))
+        there |= dict.fromkeys(r.name for r in axis.regions)
         full |= {r.name for r in axis.regions if used[r.start : r.stop].any()}
-    return tuple(name for name in bins.chromosomes() if name not in full)
+    return tuple(name for name in there if name not in full)
 
 
 @dataclass(frozen=True)
