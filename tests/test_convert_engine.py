@@ -1,7 +1,5 @@
 """How conversion works: the same bytes on any machine, types that widen late, tiles that hold something."""
 
-import sys
-
 import anndata
 import cooler
 import h5py
@@ -14,11 +12,11 @@ import zarr
 
 import xloader as xl
 from tests.sources import sparse, write_h5ad
-from xloader import threads
+from xloader import converting, threads
 from xloader.backends.cooler import TILE, CoolerArray
 from xloader.backends.hdf5 import HDF5File
 from xloader.errors import ReadError
-from xloader.store import rows_writer, staging, writers
+from xloader.store import rows_writer, staging, tasks, writers
 
 
 def tree(folder):
@@ -59,9 +57,8 @@ def test_bytes__are_the_same_on_any_number_of_processors(tmp_path, monkeypatch):
     contacts = write_cool(tmp_path / "a.cool", band(900, 200))
     made = []
     for n in (1, 2, 7):
-        # `xloader.convert` is the function
-        monkeypatch.setattr(sys.modules[xl.convert.__module__], "n_cpus", lambda n=n: n)
-        monkeypatch.setattr(threads, "n_cpus", lambda n=n: n)
+        for module in (threads, tasks, converting):
+            monkeypatch.setattr(module, "n_cpus", lambda n=n: n)
         for source, shuffle in ((cells, True), (cells, False), (contacts, False)):
             store = tmp_path / f"{source.suffix}{n}{shuffle}"
             xl.convert(source, store, shuffle=shuffle, progress=False)
@@ -84,9 +81,9 @@ def test_shuffled__of_a_compressed_file_through_many_slabs(dtype, budget, tmp_pa
     slabs = []
     real = staging.StagedRows.__init__
 
-    def init(self, folder, parts, *args):
+    def init(self, parts, *args):
         slabs.append(len(parts))
-        real(self, folder, parts, *args)
+        real(self, parts, *args)
 
     monkeypatch.setattr(staging.StagedRows, "__init__", init)
     out = xl.convert(path, tmp_path / "s", shuffle=True, memory_budget=budget, progress=False)
@@ -127,7 +124,7 @@ def test_type__that_does_not_fit_stops_the_pass(tmp_path, monkeypatch):
         return real(self, task, rung)
 
     monkeypatch.setattr(rows_writer.RowsWriter, "write", write)
-    monkeypatch.setattr(sys.modules[xl.convert.__module__], "n_cpus", lambda: 1)
+    monkeypatch.setattr(tasks, "n_cpus", lambda: 1)
     xl.convert(path, tmp_path / "s", progress=False)
     assert rungs.count(0) == 1
     assert rungs.count(3) > 5

@@ -22,6 +22,7 @@ from xloader import trace
 from xloader.csr import CSRArray
 from xloader.errors import PerformanceWarning, ReadError, SchemaError, StateError, XloaderWarning
 from xloader.joined_arrays import JoinedDense, JoinedRows
+from xloader.keyed import key_of, permuted
 
 GENES = {
     "a": ["g0", "g1", "g2", "g3", "g4", "g5"],
@@ -441,7 +442,8 @@ def test_concat__works_in_xarray(paths):
 def test_convert__writes_all_files_into_one_store(tmp_path, paths):
     store = xl.convert(paths, tmp_path / "all", shuffle=True, seed=3, progress=False)
     ds = xl.concat(paths)
-    order = np.random.default_rng(3).permutation(sum(SIZES.values()))
+    n_cells = sum(SIZES.values())
+    order = permuted(np.arange(n_cells), n_cells, key_of(3))
     for name, variable in ds.variables.items():
         expected = variable.isel(cell=order) if "cell" in variable.dims else variable
         assert_same(store.variables[name].values, expected.values)
@@ -461,7 +463,7 @@ def test_convert__writes_a_join_onto_a_vocabulary_of_mixed_files(tmp_path, paths
     expected = dense(oracle(paths, VOCABULARY).X)
     order = np.arange(len(expected))
     if shuffle:
-        order = np.random.default_rng(0).permutation(len(expected))
+        order = permuted(order, len(order), key_of(0))
     np.testing.assert_array_equal(store.X.values, expected[order])
     view = trace.view(store.X.variable)
     assert view is not None
@@ -482,9 +484,10 @@ def test_convert__a_store_and_a_file_go_into_another_store(tmp_path, paths):
 
 def test_convert__knows_every_file_of_an_interrupted_conversion(paths):
     from xloader.conversion import _groups, _key
+    from xloader.converting import Options
 
     def key():
-        return _key(_groups(paths), "fast", 10**6, None, None)
+        return _key(_groups(paths), Options("fast", 10**6, None, None))
 
     before = key()
     assert before

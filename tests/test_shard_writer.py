@@ -9,12 +9,12 @@ from typing_extensions import override
 
 from tests.doubles import Rows, counts, to_csr
 from xloader.errors import ReadError
-from xloader.store import staging
+from xloader.store import staging as module
 from xloader.store.layout import write_group
 from xloader.store.narrow import narrowed, rung_of, types_for
 from xloader.store.shard_writer import Shard, Shards
 from xloader.store.shards import ShardedArray
-from xloader.store.staging import StraightRows, stage_rows
+from xloader.store.staging import RowStaging, StraightRows
 
 KINDS = [("fast", "counts"), ("fast", "tiles"), ("small", "dense"), ("small", "deltas")]
 DTYPES = ["u1", "u2", "i4", "f2", "f4", "f8", "bool", "c8"]
@@ -44,6 +44,7 @@ def test_shards__are_read_by_zarr(shape, chunks, shards, dtype, codec, kind, tmp
         dtype=np.dtype(dtype),
         dimension_names=[f"d{k}" for k in range(len(shape))],
     )
+    array.create()
     for at in np.ndindex(*(-(-n // s) for n, s in zip(shape, shards, strict=True))):
         box = tuple(slice(k * s, (k + 1) * s) for k, s in zip(at, shards, strict=True))
         array.write(at, values[box])
@@ -69,6 +70,7 @@ def test_shards__leave_out_what_is_empty(tmp_path):
         dtype=np.dtype("u2"),
         dimension_names=("x", "y"),
     )
+    array.create()
     tile = np.arange(4, dtype="u2").reshape(2, 2)
     shard = Shard(array, (1, 0))
     shard.add((1, 0), tile)
@@ -120,13 +122,9 @@ def test_stage_rows__any_order_of_rows_and_columns(data, tmp_path_factory):
     rows = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=60)))
     columns = data.draw(st.permutations(range(g)))[: data.draw(st.integers(1, g))]
     source = Rows(dense, block_rows=4)
-    staged = stage_rows(
-        source,
-        rows,
-        np.array(columns),
-        tmp_path_factory.mktemp("s"),
-        data.draw(st.sampled_from([1, 150, 10**6])),
-    )
+    budget = data.draw(st.sampled_from([1, 2_400, 10**7]))
+    staging = RowStaging(source, rows, np.array(columns), tmp_path_factory.mktemp("s"), budget)
+    staged = staging.staged({k: staging.do(k) for k in range(staging.n_tasks)})
     wanted = dense[rows][:, columns]
     assert (np.diff(source.log) >= 0).all()  # in the order of storage
     np.testing.assert_array_equal(np.diff(staged.indptr), (wanted != 0).sum(axis=1))
@@ -167,7 +165,5 @@ def test_straight_rows__come_in_bounded_parts_and_are_checked():
 def test_as_words__shares_memory():
     for dtype in ("f4", "f2", "bool", "c16", "i8"):
         values = np.zeros(4, dtype)
-        assert np.shares_memory(staging.as_words(values), values)
-        assert staging.as_words(values).dtype == (
-            dtype if dtype == "c16" else f"u{values.itemsize}"
-        )
+        assert np.shares_memory(module.as_words(values), values)
+        assert module.as_words(values).dtype == (dtype if dtype == "c16" else f"u{values.itemsize}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xloader import errors, orders, simulate, testing, transforms, windows
     from xloader import torch as torch
-    from xloader.conversion import convert
+    from xloader.conversion import convert, convert_part, finalise
     from xloader.exporting import export
     from xloader.joined import concat
     from xloader.leakage import check_leakage
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from xloader.together import merge
     from xloader.tracks import open_track
     from xloader.variable_genes import highly_variable
+    from xloader.verification import verify
     from xloader.views import split
 
 __version__ = "0.1.0"
@@ -29,8 +30,10 @@ __all__ = [
     "check_statistics",
     "concat",
     "convert",
+    "convert_part",
     "errors",
     "export",
+    "finalise",
     "highly_variable",
     "merge",
     "open_cells",
@@ -43,6 +46,7 @@ __all__ = [
     "statistics",
     "testing",
     "transforms",
+    "verify",
     "windows",
 ]
 
@@ -53,7 +57,9 @@ _FROM = {
     "check_statistics": "summary",
     "concat": "joined",
     "convert": "conversion",
+    "convert_part": "conversion",
     "export": "exporting",
+    "finalise": "conversion",
     "highly_variable": "variable_genes",
     "merge": "together",
     "open_cells": "open",
@@ -62,6 +68,7 @@ _FROM = {
     "resolutions": "open",
     "split": "views",
     "statistics": "summary",
+    "verify": "verification",
 }
 """Modules of the names that are not modules themselves."""
 

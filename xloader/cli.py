@@ -1,5 +1,7 @@
-"""The command line: ``xloader demo``, ``xloader convert`` and ``xloader export``."""
+"""The command line: ``xloader convert``, ``finalise``, ``verify``, ``export`` and ``demo``."""
 
+import dataclasses
+import json
 import sys
 import time
 from pathlib import Path
@@ -16,17 +18,87 @@ def cli() -> None:
     """Labelled, fast and reproducible loading of contact matrices and single-cell arrays."""
 
 
+def _part(context: click.Context, option: click.Parameter, value: str | None) -> Any:
+    """Turn ``2/8`` into two numbers."""
+    part, slash, n = (value or "").partition("/")
+    if value is None:
+        return None
+    if not (slash and part.isdecimal() and n.isdecimal()):
+        msg = f"{value!r} is no part of some number of parts, such as 2/8"
+        raise click.BadParameter(msg, context, option)
+    return int(part), int(n)
+
+
 @cli.command()
 @click.argument("source", type=click.Path())
 @click.argument("store", type=click.Path(path_type=Path))
+@click.option("--shuffle", is_flag=True, help="Write cells in a random order.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of that order.")
 @click.option("--codec", type=click.Choice(["fast", "small"]), default="fast")
 @click.option("--memory-budget", default="1GB", help="Most memory to use.")
+@click.option(
+    "--max-distance", type=click.IntRange(0), help="Leave out contacts farther apart, in bp."
+)
 @click.option("--overwrite", is_flag=True, help="Replace a store that exists.")
-def convert(source: str, store: Path, codec: str, memory_budget: str, *, overwrite: bool) -> None:
+@click.option("--append", is_flag=True, help="Add cells to a store that exists.")
+@click.option(
+    "--part",
+    callback=_part,
+    metavar="I/N",
+    help="Do one part of N, such as 2/8 in a job array; then run `xloader finalise STORE`.",
+)
+@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+def convert(
+    source: str, store: Path, part: tuple[int, int] | None, *, append: bool, **options: Any
+) -> None:
     """Write SOURCE (.cool, .mcool, .hic, .h5ad) as a training store STORE."""
     from xloader.conversion import convert as run
+    from xloader.conversion import convert_part
 
-    click.echo(run(source, store, codec=codec, memory_budget=memory_budget, overwrite=overwrite))
+    if part is None:
+        click.echo(run(source, store, append=append, **options))
+        return
+    if append:
+        msg = "--append adds cells in one piece; leave out --part"
+        raise click.UsageError(msg)
+    if convert_part(source, store, *part, **options):
+        click.echo(f"part {part[0]} of {part[1]} is complete")
+    else:
+        click.echo(
+            f"part {part[0]} of {part[1]} has put its rows in order; run it again when all parts have"
+        )
+
+
+@cli.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace a store that exists.")
+@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+def finalise(store: Path, **options: Any) -> None:
+    """Make STORE of the parts that `xloader convert --part` wrote."""
+    from xloader.conversion import finalise as run
+
+    click.echo(run(store, **options))
+
+
+@cli.command()
+@click.argument("store")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+def verify(store: str, *, as_json: bool, progress: bool) -> None:
+    """Read every file of STORE again and compare every checksum; exit with 1 if any differs."""
+    from xloader.verification import verify as run
+
+    found = run(store, progress=progress)
+    if as_json:
+        told = {"store": found.store, "files": found.n_files, "bytes": found.nbytes}
+        damaged = [dataclasses.asdict(each) for each in found.damaged]
+        click.echo(json.dumps({**told, "damaged": damaged}))
+    else:
+        for each in found.damaged:
+            click.echo(f"{each.file}: {each.reason}")
+        whole = f"{len(found.damaged)} damaged" if found.damaged else "all as they were written"
+        click.echo(f"{found.n_files} files, {found.nbytes / 1e6:,.1f} MB: {whole}")
+    sys.exit(0 if found.is_whole else 1)
 
 
 @cli.command()

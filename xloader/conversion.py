@@ -1,39 +1,29 @@
-"""From file or Dataset to training store: tasks of whole shards, run by dask, visible when complete."""
+"""From file or Dataset to training store: tasks of whole shards, visible when complete."""
 
+import json
 import os
-import shutil
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-import dask
-import numpy as np
-import numpy.typing as npt
 import xarray as xr
-from dask.utils import format_bytes
 from tqdm import tqdm
 
-from xloader import schema, trace
-from xloader.arrays import RowArray
-from xloader.errors import PlanError, SchemaError
+from xloader import schema
+from xloader.appending import PREFIX, conform
+from xloader.converting import DESCRIPTION, Job, Options, complete, forget, join, tidy
+from xloader.errors import PlanError, ReadError, SchemaError
 from xloader.joined import concat
 from xloader.memory import nbytes_of
 from xloader.open import identify, open_cells, open_contacts, resolutions
 from xloader.state import digest
-from xloader.store.building import building, check_place, publish
-from xloader.store.journal import Journal
-from xloader.store.layout import FORMAT, TILE, encode, path_of, write_group, write_root
-from xloader.store.rows_writer import RowsWriter
-from xloader.store.staging import RowSource, StraightRows, stage_dense, stage_rows
-from xloader.store.write import CODECS, describe, manifest, write_label
-from xloader.store.writers import DenseWriter, TileSource, TilesWriter, Writer
-from xloader.threads import n_cpus
-
-Int64 = npt.NDArray[np.int64]
-_STAGING = "~staging"
-_TASKS = 8  # a number of processors would decide on the size of shards
+from xloader.store.building import building, building_part, check_place, finishing, locked, publish
+from xloader.store.journal import Journal, missing_parts, remove_journals, rungs_in
+from xloader.store.layout import FORMAT, read_root, root_attributes, write_root
+from xloader.store.new_files import is_unfinished
+from xloader.store.write import CODECS, manifest
 
 
 def convert(
@@ -46,6 +36,7 @@ def convert(
     memory_budget: int | str = "1GB",
     max_distance: int | None = None,
     overwrite: bool = False,
+    append: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
     """
@@ -76,6 +67,9 @@ def convert(
     overwrite : bool, optional
         Whether an existing store is replaced, once the new one is complete. Anything else that is
         at its place is never replaced.
+    append : bool, optional
+        Whether cells are added to an existing store, with the same features, variables and labels. Nothing
+        that is there is written again; with `shuffle`, the new cells alone are put in another order.
     progress : bool, optional
         Whether to show a progress bar.
 
@@ -94,28 +88,219 @@ def convert(
         If the source is of no supported kind.
     """
     target = Path(os.fsdecode(store))
-    if codec not in CODECS:
-        msg = f"codec={codec!r} is unknown; choose one of {CODECS}"
-        raise PlanError(msg)
-    budget = nbytes_of(memory_budget)
-    check_place(target, overwrite=overwrite)
-    groups = _groups(source)
-    kind = schema.kind(next(iter(groups.values())))
-    _check(groups, kind, shuffle=shuffle, max_distance=max_distance)
-    shown = {"desc": f"convert to {target.name}", "unit": "shard", "disable": not progress}
-    with building(target) as partial, tqdm(**shown) as bar:
-        key = _key(groups, codec, budget, seed if shuffle else None, max_distance)
-        job = _Job(partial, codec, budget, bar, Journal(partial, key))
-        described = {
-            name: job.group(name, ds, _order(ds, seed) if shuffle else None, max_distance)
-            for name, ds in groups.items()
-        }
-        job.journal.remove()
-        write_root(partial, {"kind": kind, "groups": described, "arrays": manifest(partial)})
+    if not append:
+        check_place(target, overwrite=overwrite)
+    groups, kind, options = _request(source, shuffle, seed, codec, memory_budget, max_distance)
+    if append:
+        if overwrite or kind != "cells":
+            msg = "append=True adds cells to a store that is there: leave out overwrite=True, and contacts"
+            raise PlanError(msg)
+        _append(groups[""], target, options, progress=progress)
+        return open_cells(target)
+    with building(target) as partial, _bar(target, progress=progress) as bar:
+        journal = Journal(partial, _key(groups, options))
+        described = Job(partial, groups, options, journal, bar).run()
+        complete(partial, kind, described)
         publish(target)
+    return _opened(target, kind)
+
+
+def _append(ds: xr.Dataset, target: Path, options: Options, *, progress: bool) -> None:
+    """Write a group of its own for new cells, then the list of the store, in which it first appears."""
+    read_root(target)
+    with locked(target, target, what="appending to"):
+        for path in target.iterdir():
+            if is_unfinished(path.name):  # of a process that was killed just before it was done
+                path.unlink()
+        root = read_root(target)
+        ds = conform(ds, open_cells(target), target)
+        name = f"{PREFIX}{len(root['groups'])}"
+        with (
+            building(target, target / name) as place,
+            _bar(target, " (append)", progress=progress) as bar,
+        ):
+            journal = Journal(place, _key({"": ds}, options))
+            described = Job(place, {"": ds}, options, journal, bar).run()
+            tidy(place)
+            arrays = {f"{name}/{path}": entry for path, entry in manifest(place).items()}
+        groups = {**root["groups"], name: described[""]}
+        told = {"kind": "cells", "groups": groups, "arrays": {**root["arrays"], **arrays}}
+        write_root(target, told)
+        remove_journals(place)
+
+
+def convert_part(
+    source: str | os.PathLike[str] | xr.Dataset | Sequence[Any],
+    store: str | os.PathLike[str],
+    part: int,
+    n_parts: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    codec: str = "fast",
+    memory_budget: int | str = "1GB",
+    max_distance: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> bool:
+    """
+    Do one part of a conversion, such as one task of a job array; `finalise` makes the store of them.
+
+    Parts may run at the same time or one after the other, in processes and on machines that share
+    the folder of the store. The bytes of the store are those of `convert`. A part that was killed goes on where
+    it was when it is called again in the same way.
+
+    Parameters
+    ----------
+    source : str, path-like, xarray.Dataset, or a list of them
+        As for `convert`; the same for all parts.
+    store : str or path-like
+        As for `convert`; the same for all parts.
+    part : int
+        Which part, from 1 to `n_parts`.
+    n_parts : int
+        How many parts there are.
+    shuffle, seed, codec, memory_budget, max_distance, overwrite
+        As for `convert`; the same for all parts.
+    progress : bool, optional
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    bool
+        True if the part is complete. False if rows have to be put in order first (``shuffle=True``, or a
+        selection) and other parts have not done their share of it: call it again after them.
+
+    Raises
+    ------
+    PlanError, ReadError, SchemaError
+        As for `convert`; if parts of another conversion are there; or if the source is a Dataset of which
+        it cannot be told whether it is the same in every part.
+    """
+    if not 1 <= part <= n_parts:
+        msg = f"part {part} of {n_parts}: parts are counted from 1 to their number"
+        raise PlanError(msg)
+    target = Path(os.fsdecode(store))
+    check_place(target, overwrite=overwrite)
+    groups, kind, options = _request(source, shuffle, seed, codec, memory_budget, max_distance)
+    key = _key(groups, options)
+    if not key:
+        msg = (
+            "it cannot be told whether this Dataset is the same in every part; give a path, or open it with "
+            "chunks={}"
+        )
+        raise PlanError(msg)
+    which = part, n_parts
+    with (
+        building_part(target, which) as partial,
+        _bar(target, f" ({part}/{n_parts})", progress=progress) as bar,
+    ):
+        journal = Journal(partial, key, which)
+        return Job(partial, groups, options, journal, bar).run_part(which, kind)
+
+
+def finalise(
+    store: str | os.PathLike[str], *, overwrite: bool = False, progress: bool = True
+) -> xr.Dataset:
+    """
+    Make a store of the parts that `convert_part` did.
+
+    Parameters
+    ----------
+    store : str or path-like
+        Directory of the store.
+    overwrite : bool, optional
+        Whether an existing store is replaced.
+    progress : bool, optional
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    xarray.Dataset
+        The opened store; the finest resolution, if it has several.
+
+    Raises
+    ------
+    ReadError
+        If parts are missing, which are named, or are being done at this moment.
+    """
+    target = Path(os.fsdecode(store))
+    check_place(target, overwrite=overwrite)
+    with finishing(target) as partial:
+        if "xloader" not in root_attributes(partial):  # else killed before it was moved
+            told = _description(partial, target)
+            rungs = rungs_in(partial)
+            paths = [
+                f"{name}/{variable['path']}".lstrip("/")
+                for name, group in told["groups"].items()
+                for variable in group["variables"].values()
+                if variable["layout"] != "label"
+            ]
+            with _bar(target, " (finalise)", unit="array", progress=progress) as bar:
+                bar.total = len(paths)
+                for path in paths:
+                    join(partial / path, rungs[path], told["budget"])
+                    bar.update()
+            complete(partial, told["kind"], told["groups"])
+        forget(partial)  # there still, if it was killed when all else was done
+        kind = read_root(partial)["kind"]
+        publish(target)
+    return _opened(target, kind)
+
+
+def _description(partial: Path, target: Path) -> dict[str, Any]:
+    """Return what the first part left, if all parts are complete."""
+    missing, n = missing_parts(partial)
+    if n == 0:
+        msg = (
+            f"no part of store {str(target)!r} was begun: its conversion is in one piece; run xl.convert "
+            "again, which goes on where it was"
+        )
+        raise ReadError(msg)
+    file = partial / DESCRIPTION
+    if not missing and file.exists():
+        return dict(json.loads(file.read_bytes()))
+    missing = missing or [1]
+    named = ", ".join(map(str, missing))
+    msg = (
+        f"store {str(target)!r} lacks part{'s' * (len(missing) > 1)} {named} of {n}: not begun, killed, or "
+        "rows were only put in order; run them (again), then finalise"
+    )
+    raise ReadError(msg)
+
+
+@contextmanager
+def _bar(target: Path, what: str = "", *, unit: str = "task", progress: bool) -> Iterator[Any]:
+    with tqdm(desc=f"convert to {target.name}{what}", unit=unit, disable=not progress) as bar:
+        yield bar
+
+
+def _opened(target: Path, kind: str) -> xr.Dataset:
     if kind == "cells":
         return open_cells(target)
     return open_contacts(target, resolution=min(resolutions(target), default=None))
+
+
+def _request(
+    source: Any,
+    shuffle: bool,  # noqa: FBT001 # as the user named it
+    seed: int,
+    codec: str,
+    memory_budget: int | str,
+    max_distance: int | None,
+) -> tuple[dict[str, xr.Dataset], str, Options]:
+    """Return what is converted, its kind, and how; refuse what cannot be."""
+    if codec not in CODECS:
+        msg = f"codec={codec!r} is unknown; choose one of {CODECS}"
+        raise PlanError(msg)
+    if seed < 0:
+        msg = f"seed={seed} is negative; choose any whole number from 0 on"
+        raise PlanError(msg)
+    budget = nbytes_of(memory_budget)
+    groups = _groups(source)
+    kind = schema.kind(next(iter(groups.values())))
+    _check(groups, kind, shuffle=shuffle, max_distance=max_distance)
+    return groups, kind, Options(codec, budget, seed if shuffle else None, max_distance)
 
 
 def _groups(source: Any) -> dict[str, xr.Dataset]:
@@ -177,7 +362,7 @@ def _check(
         raise PlanError(msg)
 
 
-def _key(groups: Mapping[str, xr.Dataset], *options: Any) -> str:
+def _key(groups: Mapping[str, xr.Dataset], options: Options) -> str:
     """Return what tells a conversion from others, empty if some values cannot be told from others."""
     arrays = [v.variable for ds in groups.values() for v in ds.data_vars.values()]
     if not all(v.chunks or v._in_memory for v in arrays):
@@ -185,200 +370,4 @@ def _key(groups: Mapping[str, xr.Dataset], *options: Any) -> str:
     # the name of a dask array says of which file, of what date, it is which part
     told: list[Any] = [v.data.name if v.chunks else v.values for v in arrays]
     named = [(k, list(ds.data_vars), dict(ds.sizes)) for k, ds in groups.items()]
-    return digest([FORMAT, named, told, options])
-
-
-def _order(ds: xr.Dataset, seed: int) -> Int64:
-    return np.random.default_rng(seed).permutation(ds.sizes["cell"])
-
-
-class _Job:
-    """One conversion: where it writes, how, and with what memory."""
-
-    def __init__(self, root: Path, codec: str, budget: int, bar: Any, journal: Journal) -> None:
-        self.root, self.codec, self.budget, self.bar = root, codec, budget, bar
-        self.journal = journal
-        self.lock = threading.Lock()
-        self.rung = 0
-
-    def group(
-        self, name: str, ds: xr.Dataset, order: Int64 | None, max_distance: int | None
-    ) -> dict[str, Any]:
-        """Write one Dataset and return what it takes to open it again."""
-        folder = self.root / name
-        for parent in (*reversed(Path(name).parents), Path(name)):
-            write_group(self.root / parent)
-        labels = (
-            ds.coords.to_dataset() if order is None else ds.coords.to_dataset().isel(cell=order)
-        )
-        coords, variables = {}, {}
-        for k, (key, label) in enumerate(labels.variables.items()):
-            path = f"coords/{path_of(str(key), k)}"
-            coords[str(key)] = write_label(folder, path, label, str(key))
-        for k, (key, array) in enumerate(ds.data_vars.items()):
-            path = path_of(str(key), k)
-            if path == "coords":
-                path = path_of("", k)
-            variables[str(key)] = self.variable(
-                folder, path, ds, array.variable, order, max_distance
-            )
-        attrs = {k: encode(v, f"attribute {k!r}") for k, v in ds.attrs.items()}
-        if max_distance is not None:
-            attrs["max_distance"] = max_distance
-        return {"attrs": attrs, "coords": coords, "variables": variables}
-
-    def variable(
-        self,
-        folder: Path,
-        path: str,
-        ds: xr.Dataset,
-        variable: xr.Variable,
-        order: Int64 | None,
-        max_distance: int | None,
-    ) -> dict[str, Any]:
-        """Write one data variable in the layout that suits it."""
-        if variable.dtype.kind not in "iufb" or variable.ndim == 0:
-            if order is not None and "cell" in variable.dims:
-                variable = variable.isel(cell=order)
-            return write_label(folder, path, variable, path)
-        staging = self.root / _STAGING
-        shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
-        staging.mkdir()
-        try:
-            writer = self.writer(folder / path, ds, variable, order, max_distance, staging)
-            self.run(writer)
-            dtype = variable.dtype.newbyteorder("=").str
-            return {
-                "path": path,
-                **describe(variable, path),
-                **writer.description(),
-                "dtype": dtype,
-            }
-        finally:
-            shutil.rmtree(staging)
-
-    def writer(
-        self,
-        path: Path,
-        ds: xr.Dataset,
-        variable: xr.Variable,
-        order: Int64 | None,
-        max_distance: int | None,
-        staging: Path,
-    ) -> Writer:
-        """Choose a layout: tiles for contacts, rows for what is stored sparse, else dense."""
-        if set(variable.dims) == {"bin1", "bin2"}:
-            tiles = TileSource(variable.transpose("bin1", "bin2"))
-            near = None if max_distance is None else _near(ds, max_distance)
-            return self.fit(
-                lambda b: TilesWriter(path, tiles, near=near, codec=self.codec, budget=b), n_cpus()
-            )
-        view = trace.view(variable)
-        if view is not None and isinstance(view.array, RowArray) and variable.dims[0] == "cell":
-            rows, columns = view.index
-            if len(np.unique(columns)) == len(columns):
-                source = self.rows(view.array, rows, columns, order, staging)
-                dims = tuple(map(str, variable.dims))
-                return self.fit(
-                    lambda b: RowsWriter(path, source, dims=dims, codec=self.codec, budget=b)
-                )
-        if order is not None and "cell" in variable.dims:
-            variable = variable.transpose("cell", ...)
-            variable = stage_dense(variable, order, staging / "dense", self.budget // 4)
-        return self.fit(lambda b: DenseWriter(path, variable, codec=self.codec, budget=b))
-
-    def rows(
-        self, array: RowArray, rows: Int64, columns: Int64, order: Int64 | None, staging: Path
-    ) -> RowSource:
-        """Return rows and columns in the order wanted, from disk where storage has another one."""
-        if array.by_column:
-            _check_scan(array, rows, self.budget)
-        if order is not None:
-            rows = rows[order]
-        everything = np.array_equal(columns, np.arange(array.shape[1]))
-        plain = array.is_counted and not array.by_column
-        if everything and plain and (np.diff(rows) > 0).all():
-            return StraightRows(array, rows)
-        return stage_rows(array, rows, columns, staging, self.budget // 16)
-
-    def fit(self, make: Callable[[int], Writer], parts: int = _TASKS) -> Writer:
-        """Plan tasks of which several can run at the same time, else one by one."""
-        try:
-            return make(self.budget // parts)
-        except PlanError:
-            return make(self.budget)
-
-    def run(self, writer: Writer) -> None:
-        """Run all tasks of a writer, again with a wider type if a value asks for it."""
-        workers = max(1, min(n_cpus(), self.budget // max(writer.task_nbytes, 1)))
-        self.bar.total = (self.bar.total or 0) + writer.n_tasks
-        self.bar.set_postfix_str(f"{writer.path.name}, {format_bytes(writer.task_nbytes)} a task")
-        path = writer.path.relative_to(self.root).as_posix()
-        rung, self.rung = -1, max(writer.first_rung, self.journal.last_rung(path))
-        while self.rung > rung:
-            rung, begun = self.rung, self.bar.n
-            plan = {"rung": rung, "tasks": writer.n_tasks, "nbytes": writer.task_nbytes}
-            done = self.journal.done(path, plan)
-            if not done:
-                shutil.rmtree(writer.path, ignore_errors=True)
-                self.journal.begin(path, plan)
-            writer.create(rung)
-            self.bar.update(len(done))
-            left = [k for k in range(writer.n_tasks) if k not in done]
-            tasks = [dask.delayed(self.task)(writer, path, k, rung) for k in left]  # type: ignore[attr-defined]
-            # a pool of its own: after a failure, no task is left that still writes
-            pool = ThreadPoolExecutor(workers)
-            try:
-                dask.compute(*tasks, scheduler="threads", pool=pool)  # type: ignore[attr-defined, no-untyped-call]
-            finally:
-                pool.shutdown(cancel_futures=True)
-            if self.rung > rung:
-                self.bar.update(begun - self.bar.n)
-
-    def task(self, writer: Writer, path: str, task: int, rung: int) -> None:
-        """Do one task, unless all is to be written anew, and advance the progress bar."""
-        if self.rung > rung:
-            return
-        need = writer.write(task, rung)
-        if need <= rung:
-            self.journal.add(path, task)
-        with self.lock:
-            self.rung = max(self.rung, need)
-            self.bar.update()
-
-
-def _check_scan(array: RowArray, rows: Int64, budget: int) -> None:
-    """Refuse a budget that does not hold one block of rows of what is stored by columns."""
-    starts = np.arange(0, array.shape[0], array.block_rows)
-    stops = np.minimum(starts + array.block_rows, array.shape[0])
-    used = np.isin(starts, rows // array.block_rows * array.block_rows)
-    n_values = int(array.nnz_of(starts[used], stops[used]).max())
-    # while they are put in order, a value is there twice, with its row, column and place in int64
-    nbytes = n_values * 2 * (array.dtype.itemsize + 24)
-    if nbytes > budget:
-        mb = -(-nbytes // 10**6)
-        msg = (
-            f"reading a matrix by rows, which is stored by columns, needs {mb} MB at a time, and "
-            f"`memory_budget` allows {budget / 1e6:.0f} MB; choose a budget of at least {mb} MB, or "
-            "store the source by rows (CSR)"
-        )
-        raise PlanError(msg)
-
-
-def _near(ds: xr.Dataset, max_distance: int) -> Callable[[int], npt.NDArray[np.bool_]]:
-    """Return what says which tiles of a tile row hold contacts within a distance."""
-    chrom, start, end = (ds[f"{name}1"].values for name in ("chrom", "start", "end"))
-    codes = np.unique(chrom, return_inverse=True)[1]
-    edges = np.arange(0, len(start), TILE)
-
-    def near(row: int) -> npt.NDArray[np.bool_]:
-        here = slice(row * TILE, (row + 1) * TILE)
-        keep = np.zeros(len(start), bool)
-        for code in np.unique(codes[here]):
-            mine = codes[here] == code
-            low = start[here][mine].min() - max_distance
-            high = end[here][mine].max() + max_distance
-            keep |= (codes == code) & (end > low) & (start < high)
-        return np.logical_or.reduceat(keep, edges)
-
-    return near
+    return digest([FORMAT, named, told, astuple(options)])

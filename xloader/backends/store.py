@@ -1,7 +1,7 @@
 """The training store as a lazy labelled Dataset; read from shards on a disk or any URL, without zarr."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import xarray as xr
 from typing_extensions import override
 
 from xloader.arrays import Key, RowArray, StoredArray, TileArray
+from xloader.backends.appended import AppendedDense, AppendedRows, joined_attrs
 from xloader.backends.resolutions import ResolutionsEntrypoint
 from xloader.buffers import Buffers
 from xloader.csr import CSRArray
@@ -233,7 +234,7 @@ class StoreBackendEntrypoint(ResolutionsEntrypoint):
         root = read_root(place_of(filename_or_obj))
         sizes = _resolutions(root)
         if not sizes:  # cells, or bins of no one size
-            return {name.rpartition("/")[2]: {} for name in root["groups"]}
+            return {name.rpartition("/")[2]: {} for name in list(root["groups"])[:1]}
         return {str(size): {"resolution": size} for size in sizes}
 
     @override
@@ -271,8 +272,9 @@ class StoreBackendEntrypoint(ResolutionsEntrypoint):
         store = place_of(filename_or_obj)
         root = read_root(store)
         name = _choose(store, root, resolution)
+        names = list(root["groups"]) if root["kind"] == "cells" else [name]
         try:
-            ds = _group(Arrays(store, root["arrays"], name), name, root["groups"][name])
+            ds = _dataset(Arrays(store, root["arrays"], name), root, names)
         except XloaderError:
             raise
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
@@ -306,7 +308,7 @@ def _resolutions(root: Mapping[str, Any]) -> list[int]:
 
 def _choose(store: Place, root: Mapping[str, Any], resolution: int | None) -> str:
     names = list(root["groups"])
-    if resolution is None and len(names) == 1:
+    if resolution is None and (len(names) == 1 or root["kind"] == "cells"):
         return str(names[0])
     name = f"resolutions/{resolution}"
     if resolution is not None and name in names:
@@ -319,17 +321,38 @@ def _choose(store: Place, root: Mapping[str, Any], resolution: int | None) -> st
     raise SchemaError(msg)
 
 
-def _group(arrays: Arrays, name: str, group: Mapping[str, Any]) -> xr.Dataset:
-    variables: dict[str, xr.Variable] = {}
-    for key, d in {**group["coords"], **group["variables"]}.items():
-        if d["layout"] == "label":
-            variables[key] = label(d["dims"], arrays.label(name, d), decode(d["attrs"]))
-        else:
-            path = f"{name}/{d['path']}".lstrip("/")
-            variables[key] = lazy(d["dims"], _stored(arrays, path, d), decode(d["attrs"]))
-    coords = {k: variables[k] for k in group["coords"]}
-    data = {k: variables[k] for k in group["variables"]}
-    return keep_labels(xr.Dataset(data, coords, decode(group["attrs"])))
+def _dataset(arrays: Arrays, root: Mapping[str, Any], names: Sequence[str]) -> xr.Dataset:
+    """Open a group, and rows that were appended to it in others."""
+    groups = {name: root["groups"][name] for name in names}
+    first = groups[names[0]]
+    found = {
+        kind: {
+            key: _variable(arrays, {name: group[kind][key] for name, group in groups.items()})
+            for key in first[kind]
+        }
+        for kind in ("coords", "variables")
+    }
+    return keep_labels(xr.Dataset(found["variables"], found["coords"], decode(first["attrs"])))
+
+
+def _variable(arrays: Arrays, parts: Mapping[str, Mapping[str, Any]]) -> xr.Variable:
+    name, d = next(iter(parts.items()))
+    dims, attrs = d["dims"], decode(d["attrs"])
+    if "cell" not in dims:
+        parts = {name: d}
+    if d["layout"] == "label":
+        values = [arrays.label(name, d) for name, d in parts.items()]
+        if len(parts) == 1:
+            return label(dims, values[0], attrs)
+        attrs = joined_attrs([decode(d["attrs"]) for d in parts.values()])
+        return label(dims, np.concatenate(values, axis=dims.index("cell")), attrs)
+    stored = [_stored(arrays, f"{name}/{d['path']}".lstrip("/"), d) for name, d in parts.items()]
+    if len(stored) == 1:
+        return lazy(dims, stored[0], attrs)
+    rows = [array for array in stored if isinstance(array, RowArray)]
+    if len(rows) == len(stored):
+        return lazy(dims, AppendedRows(rows), attrs)
+    return lazy(dims, AppendedDense(stored, dims.index("cell")), attrs)
 
 
 def _stored(arrays: Arrays, path: str, d: Mapping[str, Any]) -> StoredArray:

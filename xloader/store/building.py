@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from xloader.errors import ReadError
+from xloader.store.journal import parts_in
 from xloader.store.layout import describe, partial_of, root_attributes
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -69,7 +70,7 @@ def check_place(
 
 
 @contextmanager
-def building(store: Path) -> Iterator[Path]:
+def building(store: Path, place: Path | None = None) -> Iterator[Path]:
     """
     Make a directory to build a store in, that this process alone may use.
 
@@ -77,6 +78,8 @@ def building(store: Path) -> Iterator[Path]:
     ----------
     store : Path
         Directory of the store.
+    place : Path, optional
+        The directory. Default: a hidden one beside the store.
 
     Yields
     ------
@@ -88,24 +91,93 @@ def building(store: Path) -> Iterator[Path]:
     ReadError
         If another process is building the same store, or there is no room for it.
     """
-    partial, written = partial_of(store), 0
-    try:
+    partial = place or partial_of(store)
+    with _told_when_full(store) as removed:
         partial.mkdir(exist_ok=True)
-        # held by the open directory, so that it ends with the process, however that ends
-        directory = os.open(partial, os.O_RDONLY)
-        try:
-            _lock(directory, partial, store)
+        with locked(partial, store):
+            if parts_in(partial):
+                msg = (
+                    f"store {str(store)!r} is being converted in parts; finish them and run xl.finalise, or remove "
+                    f"{str(partial)!r} first"
+                )
+                raise ReadError(msg)
             try:
                 yield partial
             except Exception:
-                written = _nbytes_below(partial)
+                removed[0] = _nbytes_below(partial)
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
-        finally:
-            os.close(directory)
+
+
+@contextmanager
+def building_part(store: Path, part: tuple[int, int]) -> Iterator[Path]:
+    """
+    Make a directory to build a store in, that this process shares with those of the other parts.
+
+    Parameters
+    ----------
+    store : Path
+        Directory of the store.
+    part : (int, int)
+        Which part of how many.
+
+    Yields
+    ------
+    Path
+        Left as it is if the body fails.
+
+    Raises
+    ------
+    ReadError
+        If another process does the same part, builds the whole store or finalises it, or there is no room.
+    """
+    partial = partial_of(store)
+    with _told_when_full(store):
+        partial.mkdir(exist_ok=True)
+        with locked(partial, store, alone=False):
+            own = partial / "~lock-{}-of-{}".format(*part)
+            own.touch()
+            with locked(own, store, what=f"doing part {part[0]} of"):
+                yield partial
+
+
+@contextmanager
+def finishing(store: Path) -> Iterator[Path]:
+    """
+    Open the directory in which parts of a store were built, for this process alone.
+
+    Parameters
+    ----------
+    store : Path
+        Directory of the store.
+
+    Yields
+    ------
+    Path
+        Left as it is if the body fails.
+
+    Raises
+    ------
+    ReadError
+        If nothing was built, or is being built.
+    """
+    partial = partial_of(store)
+    if not partial.is_dir():
+        msg = f"no part of store {str(store)!r} is there; write them with xl.convert_part first"
+        raise ReadError(msg)
+    with _told_when_full(store), locked(partial, store):
+        yield partial
+
+
+@contextmanager
+def _told_when_full(store: Path) -> Iterator[list[int]]:
+    """Turn the errors of a full disk into one that says what to do; the body tells what it removed."""
+    removed = [0]
+    try:
+        yield removed
     except OSError as e:
         if e.errno in _FULL:
-            raise _full(store, written, e) from e
+            raise _full(store, removed[0], e) from e
         raise
 
 
@@ -125,21 +197,53 @@ def _full(store: Path, written: int, error: OSError) -> ReadError:
     )
 
 
-def _lock(directory: int, partial: Path, store: Path) -> None:
+@contextmanager
+def locked(
+    path: Path, store: Path, *, alone: bool = True, what: str = "converting to"
+) -> Iterator[None]:
+    """
+    Keep other processes out, as far as the file system knows of locks.
+
+    Parameters
+    ----------
+    path : Path
+        A file or directory.
+    store : Path
+        Directory of the store that it is part of, for the message.
+    alone : bool, optional
+        Whether nobody else may be there, rather than nobody who wants to be alone.
+    what : str, optional
+        What the others do, for the message.
+
+    Yields
+    ------
+    None
+        For as long as it lasts: it ends with the process, however that ends.
+
+    Raises
+    ------
+    ReadError
+        If another process was faster.
+    """
+    held = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # what was locked may have become the store, or be gone, before it was
-        mine = os.path.samestat(os.fstat(directory), partial.stat())
-    except (BlockingIOError, FileNotFoundError):
-        mine = False
-    except OSError:  # some network file systems have no locks
-        mine = True
-    if not mine:
-        msg = (
-            f"another process is converting to {str(store)!r} at this moment; wait until it is "
-            "done, or choose another path"
-        )
-        raise ReadError(msg)
+        try:
+            fcntl.flock(held, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            # what was locked may have become the store, or be gone, before it was
+            mine = os.path.samestat(os.fstat(held), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        except OSError:  # some network file systems have no locks
+            mine = True
+        if not mine:
+            msg = (
+                f"another process is {what} {str(store)!r} at this moment; wait until it is "
+                "done, or choose another path"
+            )
+            raise ReadError(msg)
+        yield
+    finally:
+        os.close(held)
 
 
 def publish(store: Path) -> None:

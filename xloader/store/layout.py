@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from xloader.errors import ReadError, SchemaError
+from xloader.store.new_files import replace_file
 from xloader.store.places import Place, Url, read_files
 
 FORMAT = 2
@@ -260,9 +261,8 @@ def write_group(path: Path, attributes: Mapping[str, Any] | None = None) -> None
     attributes : mapping, optional
         Strict JSON.
     """
-    path.mkdir(parents=True, exist_ok=True)
     document = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})}
-    (path / "zarr.json").write_text(json.dumps(document, indent=1, allow_nan=False))
+    replace_file(path / "zarr.json", [json.dumps(document, indent=1, allow_nan=False).encode()])
 
 
 def write_root(store: Path, description: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from xloader.store.layout import BLOCK_ROWS, write_group
 from xloader.store.narrow import narrowed, rung_of
 from xloader.store.shard_writer import Shards
 from xloader.store.staging import RowSource, as_words
+from xloader.store.widening import place_of_rung
 from xloader.store.write import write_label
 from xloader.store.writers import SHARD_NBYTES, Writer, too_large
 
@@ -48,7 +49,7 @@ class RowsWriter(Writer):
         self, path: Path, source: RowSource, *, dims: tuple[str, ...], codec: str, budget: int
     ) -> None:
         super().__init__(path, source.types)
-        self.first_rung = source.rung
+        self.rung = source.rung
         self.source, self.dims, self.codec = source, dims, codec
         self.sizes = block_sizes(source.indptr)
         self.blocks = RowBlocks(source.indptr, best_width(self.sizes))
@@ -77,22 +78,23 @@ class RowsWriter(Writer):
         return max(largest, shard * self.blocks.width // 8)
 
     @override
-    def create(self, rung: int) -> None:  # numpydoc ignore=GL08
-        write_group(self.path)
-        n_chunks, width = self.blocks.n_chunks, self.blocks.width
-        common: dict[str, Any] = {
-            "codec": self.codec,
-            "shape": (n_chunks, width),
-            "chunks": (1, width),
-            "shards": (self.shard, width),
-            "dimension_names": ("chunk", "place"),
-        }
-        self._values = Shards(
-            self.path / "values", kind="counts", dtype=self.ladder[rung], **common
-        )
-        self._deltas = Shards(
-            self.path / "deltas", kind="deltas", dtype=self.source.deltas, **common
-        )
+    def arrays(self, rung: int) -> list[Shards]:  # numpydoc ignore=GL08
+        width = self.blocks.width
+        place = place_of_rung(self.path, rung)
+        types = (("values", "counts", self.ladder[rung]), ("deltas", "deltas", self.source.deltas))
+        return [
+            Shards(
+                place / name,
+                codec=self.codec,
+                kind=kind,
+                shape=(self.blocks.n_chunks, width),
+                chunks=(1, width),
+                shards=(self.shard, width),
+                dtype=dtype,
+                dimension_names=("chunk", "place"),
+            )
+            for name, kind, dtype in types
+        ]
 
     @override
     def write(self, task: int, rung: int) -> int:  # numpydoc ignore=GL08
@@ -116,12 +118,13 @@ class RowsWriter(Writer):
             to = (chunks[block] - first) * width + indptr[part.rows] - indptr[block * BLOCK_ROWS]
             words = as_words(narrowed(part.values, values.dtype))
             place(words, part.deltas, part.indptr, to, as_words(values), deltas)
-        self._values.write((task, 0), values.reshape(-1, width))
-        self._deltas.write((task, 0), deltas.reshape(-1, width))
+        for array, flat in zip(self.arrays(rung), (values, deltas), strict=True):
+            array.write((task, 0), flat.reshape(-1, width))
         return rung
 
     @override
     def description(self) -> dict[str, Any]:  # numpydoc ignore=GL08
+        write_group(self.path)
         indptr = xr.Variable("row", self.source.indptr)
         return {
             "layout": "rows",

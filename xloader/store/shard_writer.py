@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc
 
+from xloader.store.new_files import replace_file, unfinished
 from xloader.store.write import compression, create_array
 
 # threads are ours: blosc's own pool is global, locked, and does not survive a fork
@@ -22,10 +23,11 @@ WAITING_NBYTES = 2**17
 
 class Shards:
     """
-    A new sharded array, whose shards are written whole by the calling thread.
+    A sharded array, whose shards are written whole by the calling thread.
 
     Bytes depend on nothing but the values; a chunk that holds nothing but the fill value and a shard of
-    such chunks are left out.
+    such chunks are left out. A shard gets its name when it is whole, so that it may be written again,
+    and by several processes.
 
     Parameters
     ----------
@@ -35,14 +37,14 @@ class Shards:
         How to compress.
     kind : {"counts", "deltas", "tiles", "dense"}
         What it holds.
-    shape, chunks, shards : sequence of int
-        Of the array, of a chunk and of a shard; a shard is a multiple of a chunk.
     dtype : dtype
         Type of the elements.
-    dimension_names : sequence of str
-        One per dimension.
+    chunks, shards : sequence of int
+        Shape of a chunk and of a shard, which is a multiple of a chunk.
     fill_value : float, optional
         What is read where nothing was written: 0 or NaN. Default: 0.
+    **kwargs
+        `shape` and `dimension_names` for `zarr.create_array`.
     """
 
     def __init__(
@@ -51,28 +53,32 @@ class Shards:
         *,
         codec: str,
         kind: str,
-        shape: Sequence[int],
+        dtype: np.dtype[Any],
         chunks: Sequence[int],
         shards: Sequence[int],
-        dtype: np.dtype[Any],
-        dimension_names: Sequence[str],
         fill_value: float = 0,
+        **kwargs: Any,
     ) -> None:
-        create_array(
-            path,
-            codec=codec,
-            kind=kind,
-            shape=shape,
-            chunks=chunks,
-            shards=shards,
-            dtype=dtype,
-            dimension_names=dimension_names,
-            fill_value=fill_value,
-        )
         self.path, self.dtype, self.chunk_shape = path, dtype, tuple(chunks)
         self.per_shard = tuple(s // c for s, c in zip(shards, chunks, strict=True))
         self.compression = compression(codec, kind, dtype)
         self.fill_value = fill_value
+        self.metadata: dict[str, Any] = {
+            "codec": codec,
+            "kind": kind,
+            "dtype": dtype,
+            "chunks": tuple(chunks),
+            "shards": tuple(shards),
+            "fill_value": fill_value,
+            **kwargs,
+        }
+
+    def create(self) -> None:
+        """Write the metadata of the array, unless they are there."""
+        if not (self.path / "zarr.json").exists():
+            made: dict[str, Any] = {}
+            create_array(made, **self.metadata)
+            replace_file(self.path / "zarr.json", [made["zarr.json"].to_bytes()])
 
     def write(self, place: Sequence[int], values: npt.NDArray[Any]) -> None:
         """
@@ -109,9 +115,9 @@ class Shard:
     def __init__(self, array: Shards, place: Sequence[int]) -> None:
         self.array = array
         self.path = array.path.joinpath("c", *map(str, place))
+        self.new = unfinished(self.path)
         self.index = np.full((*array.per_shard, 2), _ABSENT, "<u8")
         self.nbytes = 0
-        self.begun = False
         self.waiting: list[bytes] = []
         self.waiting_nbytes = 0
 
@@ -144,6 +150,7 @@ class Shard:
             index = self.index.tobytes()
             self._append(index + google_crc32c.value(index).to_bytes(4, "little"))
             self._flush()
+            self.new.replace(self.path)
 
     def _append(self, encoded: bytes) -> None:
         self.waiting.append(encoded)
@@ -153,9 +160,7 @@ class Shard:
             self._flush()
 
     def _flush(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # many shards may be open at a time, but not files; one of a killed process begins anew
-        with self.path.open("ab" if self.begun else "wb") as file:
+        self.new.parent.mkdir(parents=True, exist_ok=True)
+        with self.new.open("ab") as file:  # many shards may be open at a time, but not files
             file.writelines(self.waiting)
-        self.begun = True
         self.waiting, self.waiting_nbytes = [], 0

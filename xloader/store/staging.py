@@ -1,7 +1,7 @@
 """Sparse rows as a store keeps them: straight from their source, or brought into order on disk."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,18 @@ from xloader.arrays import Key, RowArray, StoredArray
 from xloader.csr import CSRArray
 from xloader.errors import ReadError
 from xloader.store.narrow import narrowed, rung_of, types_for
+from xloader.store.new_files import replace_file
+from xloader.store.tasks import Work
 from xloader.threads import cut, n_threads, run
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
+
+_SLABS = 16
+"""The budget is this many times what is read together."""
+
+_COPIES = 5
+"""Arrays of that size that are there at the same time while rows are put in order."""
 
 
 @dataclass(frozen=True)
@@ -113,72 +121,11 @@ class StraightRows(RowSource):
             yield _encode(csr, rows, np.arange(b - a))
 
 
-@dataclass(frozen=True)
-class _Slab:
-    """Rows that were read together, and lie together on disk, in the order wanted."""
-
-    rows: Int64
-    indptr: Int64
-    dtype: np.dtype[Any]
-    offsets: tuple[int, int]
-    """First byte of its values and of its deltas."""
-
-
-class StagedRows(RowSource):
+class RowStaging(Work):
     """
-    Rows on disk, for as long as a conversion lasts.
+    Copies rows of a matrix to disk, in any order; each is read once, in the order of storage.
 
-    Parameters
-    ----------
-    folder : Path
-        Where `values` and `deltas` are.
-    slabs : sequence of _Slab
-        What lies where in them.
-    n_rows : int
-        Number of rows.
-    n_columns : int
-        Number of columns.
-    dtype : dtype
-        Type of the values.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        slabs: Sequence[_Slab],
-        n_rows: int,
-        n_columns: int,
-        dtype: np.dtype[Any],
-    ) -> None:
-        indptr = np.zeros(n_rows + 1, np.int64)
-        for slab in slabs:
-            indptr[slab.rows + 1] = np.diff(slab.indptr)
-        super().__init__(dtype, n_columns, np.cumsum(indptr))
-        self.folder, self.slabs = folder, slabs
-        self.rung = max((self.types.index(s.dtype) for s in slabs), default=0)
-
-    @override
-    def read(self, start: int, stop: int, most: int) -> Iterator[Encoded]:  # numpydoc ignore=GL08
-        for slab in self.slabs:
-            a, b = np.searchsorted(slab.rows, [start, stop])
-            first, n = slab.indptr[a], int(slab.indptr[b] - slab.indptr[a])
-            if n:
-                values, deltas = (
-                    np.fromfile(self.folder / name, dtype, n, offset=at + first * dtype.itemsize)
-                    for name, dtype, at in zip(
-                        ("values", "deltas"), (slab.dtype, self.deltas), slab.offsets, strict=True
-                    )
-                )
-                yield Encoded(slab.rows[a:b], slab.indptr[a : b + 1] - first, values, deltas)
-
-
-def stage_rows(
-    array: RowArray, rows: Int64, columns: Int64, folder: Path, nbytes: int
-) -> StagedRows:
-    """
-    Copy rows of a matrix to disk in any order; each is read once, in the order of storage.
-
-    What is read together is written together, sorted by where its rows go: to collect
+    A task reads rows that are stored together, and writes them sorted by where they go: to collect
     neighbours later takes one piece of each slab.
 
     Parameters
@@ -190,36 +137,138 @@ def stage_rows(
     columns : ndarray of int64, shape (n_columns,)
         Columns in the order wanted, each at most once.
     folder : Path
-        An empty directory.
-    nbytes : int
-        Bytes of rows to hold at a time.
-
-    Returns
-    -------
-    StagedRows, shape (n_rows, n_columns)
-        The rows in the order wanted.
+        Directory to make.
+    budget : int
+        Bytes that all tasks running at the same time may take.
     """
-    everything = np.array_equal(columns, np.arange(array.shape[1]))
-    rising = bool((np.diff(columns) > 0).all())
-    places = np.argsort(rows, kind="stable")
-    stored, repeats = np.unique(rows, return_counts=True)
-    bounds = np.append(0, np.cumsum(repeats))
-    slabs = []
-    with (folder / "values").open("wb") as values, (folder / "deltas").open("wb") as deltas:
-        for a, b in _slabs(array, stored, repeats, nbytes):
-            block = read_increasing(array, stored[a:b])
-            if not everything:
-                block = block.take_columns(columns)
-            if not rising:
-                block = block.sort_columns()
-            wanted = np.sort(places[bounds[a] : bounds[b]])
-            part = _encode(block, wanted, np.searchsorted(stored[a:b], rows[wanted]))
-            at = values.tell(), deltas.tell()
-            slabs.append(_Slab(wanted, part.indptr, part.values.dtype, at))
-            # numpy's own `tofile` does not tell of every failure
-            values.write(part.values.data)
-            deltas.write(part.deltas.data)
-    return StagedRows(folder, slabs, len(rows), len(columns), array.dtype)
+
+    def __init__(
+        self, array: RowArray, rows: Int64, columns: Int64, folder: Path, budget: int
+    ) -> None:
+        self.array, self.rows, self.columns, self.folder = array, rows, columns, folder
+        self.places = np.argsort(rows, kind="stable")
+        self.stored, repeats = np.unique(rows, return_counts=True)
+        self.bounds = np.append(0, np.cumsum(repeats))
+        sizes = array.nnz_of(self.stored, self.stored + 1) * repeats
+        slot = array.dtype.itemsize + 4
+        self.slabs = list(_slabs(array, self.stored, sizes, budget // _SLABS // slot))
+        indptr = np.append(0, np.cumsum(sizes))
+        largest = max(int(indptr[b] - indptr[a]) for a, b in self.slabs)
+        self.n_tasks = len(self.slabs)
+        # one scan of columns at a time takes more; see `by_column`
+        self.task_nbytes = budget if array.by_column else _COPIES * slot * largest
+
+    def wanted(self, task: int) -> Int64:
+        """
+        Return the rows of one slab.
+
+        Parameters
+        ----------
+        task : int
+            Which one.
+
+        Returns
+        -------
+        ndarray of int64
+            Where they go, rising.
+        """
+        a, b = self.slabs[task]
+        return np.sort(self.places[self.bounds[a] : self.bounds[b]])
+
+    @override
+    def do(self, task: int) -> int:  # numpydoc ignore=GL08
+        a, b = self.slabs[task]
+        block = read_increasing(self.array, self.stored[a:b])
+        if not np.array_equal(self.columns, np.arange(self.array.shape[1])):
+            block = block.take_columns(self.columns)
+        if not (np.diff(self.columns) > 0).all():
+            block = block.sort_columns()
+        wanted = self.wanted(task)
+        part = _encode(block, wanted, np.searchsorted(self.stored[a:b], self.rows[wanted]))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, arrays in (
+            (f"{task}.indptr", [part.indptr]),
+            (f"{task}", [part.values, part.deltas]),
+        ):
+            replace_file(self.folder / name, [array.data for array in arrays])
+        return _types_of(block.dtype).index(part.values.dtype)
+
+    def staged(self, rungs: Mapping[int, int]) -> "StagedRows":
+        """
+        Return the rows in the order wanted.
+
+        Parameters
+        ----------
+        rungs : mapping of int to int
+            What `do` returned for each task.
+
+        Returns
+        -------
+        StagedRows, shape (n_rows, n_columns)
+            Read from disk.
+        """
+        types = _types_of(self.array.dtype)
+        slabs = [
+            _Slab(
+                self.folder / str(k),
+                self.wanted(k),
+                np.fromfile(self.folder / f"{k}.indptr", np.int64),
+                types[rungs[k]],
+            )
+            for k in range(self.n_tasks)
+        ]
+        return StagedRows(slabs, len(self.rows), len(self.columns), self.array.dtype)
+
+
+@dataclass(frozen=True)
+class _Slab:
+    """Rows that were read together, and lie together on disk, in the order wanted."""
+
+    path: Path
+    """File of all values, then of all deltas."""
+    rows: Int64
+    indptr: Int64
+    dtype: np.dtype[Any]
+
+
+class StagedRows(RowSource):
+    """
+    Rows on disk, for as long as a conversion lasts.
+
+    Parameters
+    ----------
+    slabs : sequence of _Slab
+        What lies where.
+    n_rows : int
+        Number of rows.
+    n_columns : int
+        Number of columns.
+    dtype : dtype
+        Type of the values.
+    """
+
+    def __init__(
+        self, slabs: Sequence[_Slab], n_rows: int, n_columns: int, dtype: np.dtype[Any]
+    ) -> None:
+        indptr = np.zeros(n_rows + 1, np.int64)
+        for slab in slabs:
+            indptr[slab.rows + 1] = np.diff(slab.indptr)
+        super().__init__(dtype, n_columns, np.cumsum(indptr))
+        self.slabs = slabs
+        self.rung = max((self.types.index(s.dtype) for s in slabs), default=0)
+
+    @override
+    def read(self, start: int, stop: int, most: int) -> Iterator[Encoded]:  # numpydoc ignore=GL08
+        for slab in self.slabs:
+            a, b = np.searchsorted(slab.rows, [start, stop])
+            first, n = int(slab.indptr[a]), int(slab.indptr[b] - slab.indptr[a])
+            if n:
+                after = int(slab.indptr[-1]) * slab.dtype.itemsize
+                with slab.path.open("rb") as file:
+                    values = np.fromfile(file, slab.dtype, n, offset=first * slab.dtype.itemsize)
+                    file.seek(after + first * self.deltas.itemsize)
+                    deltas = np.fromfile(file, self.deltas, n)
+                yield Encoded(slab.rows[a:b], slab.indptr[a : b + 1] - first, values, deltas)
 
 
 class _StagedDense(StoredArray):
@@ -234,9 +283,9 @@ class _StagedDense(StoredArray):
         return np.array(np.memmap(self.path, self.dtype, "r", shape=self.shape)[key])
 
 
-def stage_dense(variable: xr.Variable, order: Int64, path: Path, nbytes: int) -> xr.Variable:
+class DenseStaging(Work):
     """
-    Copy a dense variable to disk with its first dimension in another order.
+    Copies a dense variable to disk with its first dimension in another order.
 
     Parameters
     ----------
@@ -244,28 +293,57 @@ def stage_dense(variable: xr.Variable, order: Int64, path: Path, nbytes: int) ->
         Numbers, in memory or lazy.
     order : ndarray of int64, shape (n,)
         A permutation of the positions along the first dimension.
-    path : Path
-        File to make.
-    nbytes : int
-        Bytes to hold at a time.
-
-    Returns
-    -------
-    xarray.Variable
-        Read from the file.
+    folder : Path
+        Directory to make.
+    budget : int
+        Bytes that all tasks running at the same time may take.
     """
-    dtype = variable.dtype.newbyteorder("=")
-    row = int(np.prod(variable.shape[1:])) * dtype.itemsize
-    place = np.argsort(order)
-    step = max(1, nbytes // max(1, row))
-    with path.open("wb") as file:  # written and not mapped: a full disk would end the process
-        for a in range(0, len(order), step):
-            values = np.ascontiguousarray(read_dense(variable[a : a + step]), dtype)
-            for k in np.argsort(place[a : a + step]).tolist():
-                file.seek(int(place[a + k]) * row)
+
+    def __init__(self, variable: xr.Variable, order: Int64, folder: Path, budget: int) -> None:
+        self.variable, self.folder = variable, folder
+        self.dtype = variable.dtype.newbyteorder("=")
+        self.row = int(np.prod(variable.shape[1:])) * self.dtype.itemsize
+        self.place = np.argsort(order)
+        self.step = max(1, budget // _SLABS // max(1, self.row))
+        self.n_tasks = -(-len(order) // self.step)
+        self.task_nbytes = _COPIES * self.step * self.row
+
+    @property
+    def path(self) -> Path:
+        """
+        Return the file.
+
+        Returns
+        -------
+        Path
+            One row after the other.
+        """
+        return self.folder / "rows"
+
+    @override
+    def do(self, task: int) -> int:  # numpydoc ignore=GL08
+        here = slice(task * self.step, (task + 1) * self.step)
+        values = np.ascontiguousarray(read_dense(self.variable[here]), self.dtype)
+        place = self.place[here]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        with self.path.open("r+b") as file:  # not mapped: a full disk would end the process
+            for k in np.argsort(place).tolist():
+                file.seek(int(place[k]) * self.row)
                 file.write(values[k])
-    staged = _StagedDense(path, variable.shape, dtype)
-    return xr.Variable(variable.dims, indexing.LazilyIndexedArray(staged))
+        return 0
+
+    def staged(self) -> xr.Variable:
+        """
+        Return the variable in the order wanted.
+
+        Returns
+        -------
+        xarray.Variable
+            Read from the file.
+        """
+        array = _StagedDense(self.path, self.variable.shape, self.dtype)
+        return xr.Variable(self.variable.dims, indexing.LazilyIndexedArray(array))
 
 
 def read_dense(variable: xr.Variable) -> Array:
@@ -350,11 +428,10 @@ def read_increasing(array: RowArray, rows: Int64) -> CSRArray:
     return array.read_ranges(starts, stops)
 
 
-def _slabs(array: RowArray, rows: Int64, repeats: Int64, nbytes: int) -> Iterator[tuple[int, int]]:
-    """Cut rows into runs whose values take `nbytes` in memory, or that are stored as one block."""
-    indptr = np.append(0, np.cumsum(array.nnz_of(rows, rows + 1) * repeats))
+def _slabs(array: RowArray, rows: Int64, sizes: Int64, most: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into runs of no more values than `most`, or that are stored as one block."""
     edges = np.flatnonzero(np.diff(rows // array.block_rows)) + 1
-    return _runs(indptr, nbytes // (array.dtype.itemsize + 4), np.append(edges, len(rows)))
+    return _runs(np.append(0, np.cumsum(sizes)), most, np.append(edges, len(rows)))
 
 
 def _runs(indptr: Int64, most: int, edges: Int64 | None = None) -> Iterator[tuple[int, int]]:

@@ -45,15 +45,20 @@ _LABEL_CHUNK = 2**22
 
 
 def create_array(
-    path: Path, *, codec: str, kind: str, empty_chunks: bool = False, **kwargs: Any
+    place: str | dict[str, Any],
+    *,
+    codec: str,
+    kind: str,
+    empty_chunks: bool = False,
+    **kwargs: Any,
 ) -> Any:
     """
     Make a zarr array, compressed and checked chunk by chunk.
 
     Parameters
     ----------
-    path : Path
-        Its directory.
+    place : str or dict
+        Its directory, emptied before; or what its files are put into.
     codec : {"fast", "small"}
         How to compress.
     kind : {"counts", "deltas", "tiles", "dense"}
@@ -73,7 +78,8 @@ def create_array(
 
     cname, clevel, shuffle = compression(codec, kind, kwargs["dtype"])
     return zarr.create_array(
-        str(path),
+        place,
+        overwrite=True,
         compressors=[BloscCodec(cname=cname, clevel=clevel, shuffle=shuffle), Crc32cCodec()],
         config={"write_empty_chunks": empty_chunks},
         **kwargs,
@@ -137,7 +143,7 @@ def write_label(group: Path, path: str, variable: xr.Variable, where: str) -> di
     for name, values in arrays.items():
         dims = None if name == "categories" else tuple(map(str, variable.dims))
         array = create_array(
-            group / path / name,
+            str(group / path / name),
             codec="small",
             kind="dense",
             empty_chunks=True,  # so that a missing file is always an error
@@ -227,7 +233,24 @@ def mark(file: Path, metadata: Mapping[str, Any]) -> int:
         length = tail_length(metadata)
         if length is not None:
             opened.seek(-min(length, file.stat().st_size), os.SEEK_END)
-        return int(google_crc32c.value(opened.read()[:-4]))
+        return mark_of(opened.read())
+
+
+def mark_of(tail: bytes) -> int:
+    """
+    Return the mark of a file.
+
+    Parameters
+    ----------
+    tail : bytes
+        The end of a shard, of `tail_length`, or a whole file that is no shard.
+
+    Returns
+    -------
+    int
+        As `mark` returns.
+    """
+    return int(google_crc32c.value(tail[:-4]))
 
 
 def tail_length(metadata: Mapping[str, Any]) -> int | None:

@@ -1,7 +1,7 @@
 """Writing one variable, in tasks of whole shards that each read their own part of the source."""
 
 import itertools
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from xloader.store.layout import BLOCK_ROWS, SHARD_SIDE, TILE
 from xloader.store.narrow import narrowed, rung_of, types_for
 from xloader.store.shard_writer import WAITING_NBYTES, Shard, Shards
 from xloader.store.staging import read_dense
+from xloader.store.tasks import Work
+from xloader.store.widening import place_of_rung
 
 Int64 = npt.NDArray[np.int64]
 
@@ -31,12 +33,12 @@ _COPIES = 4
 _SOURCE_NBYTES = 2**25
 
 
-class Writer(ABC):
+class Writer(Work):
     """
     Writes one variable, in tasks that touch no shard in common.
 
-    The narrowest type that holds all values is known only at the end: a task that meets a value
-    too large for the rung it is given stops and returns the rung that it needs.
+    The narrowest type that holds all values is known only at the end: each task writes the narrowest
+    that holds its own, or that another one was known to need, below a folder of that rung; `settle` joins them.
 
     Parameters
     ----------
@@ -46,39 +48,46 @@ class Writer(ABC):
         Types to store it in, narrowest first.
     """
 
-    n_tasks: int
-    """Number of tasks; they may run at the same time."""
-    task_nbytes: int
-    """Bytes that one task needs at most."""
-    first_rung: int = 0
-    """The rung that is known to be needed."""
-
     def __init__(self, path: Path, ladder: Sequence[np.dtype[Any]]) -> None:
         self.path = path
         self.ladder = ladder
 
+    @override
+    def do(self, task: int) -> int:  # numpydoc ignore=GL08
+        rung = self.rung
+        while (need := self.write(task, rung)) > rung:
+            rung = self.rung = max(need, self.rung)
+        for array in self.arrays(rung):
+            array.create()
+        return rung
+
     @abstractmethod
-    def create(self, rung: int) -> None:
+    def arrays(self, rung: int) -> list[Shards]:
         """
-        Make the arrays anew, empty.
+        Return the arrays that are written.
 
         Parameters
         ----------
         rung : int
-            Which type of the ladder to store values in.
+            Which type of the ladder values are stored in.
+
+        Returns
+        -------
+        list of Shards
+            Below `place_of_rung`.
         """
 
     @abstractmethod
     def write(self, task: int, rung: int) -> int:
         """
-        Do one task.
+        Write the shards of one task.
 
         Parameters
         ----------
         task : int
             Which one.
         rung : int
-            What `create` was given.
+            Which type of the ladder to store values in.
 
         Returns
         -------
@@ -163,9 +172,9 @@ class DenseWriter(Writer):
         self.n_tasks = -(-n_chunks // self.shard)
 
     @override
-    def create(self, rung: int) -> None:  # numpydoc ignore=GL08
-        self._array = Shards(
-            self.path,
+    def arrays(self, rung: int) -> list[Shards]:  # numpydoc ignore=GL08
+        array = Shards(
+            place_of_rung(self.path, rung),
             codec=self.codec,
             kind="dense",
             shape=self.variable.shape,
@@ -174,6 +183,7 @@ class DenseWriter(Writer):
             dtype=self.ladder[rung],
             dimension_names=tuple(map(str, self.variable.dims)),
         )
+        return [array]
 
     @override
     def write(self, task: int, rung: int) -> int:  # numpydoc ignore=GL08
@@ -182,7 +192,7 @@ class DenseWriter(Writer):
         need = rung_of(values, self.ladder, rung)
         if need == rung:
             place = (task,) + (0,) * (values.ndim - 1)
-            self._array.write(place, narrowed(values, self.ladder[rung]))
+            self.arrays(rung)[0].write(place, narrowed(values, self.ladder[rung]))
         return need
 
     @override
@@ -348,9 +358,9 @@ class TilesWriter(Writer):
         self.n_tasks = n_shards
 
     @override
-    def create(self, rung: int) -> None:  # numpydoc ignore=GL08
-        self._array = Shards(
-            self.path,
+    def arrays(self, rung: int) -> list[Shards]:  # numpydoc ignore=GL08
+        array = Shards(
+            place_of_rung(self.path, rung),
             codec=self.codec,
             kind="tiles",
             shape=(self.n, self.n),
@@ -360,12 +370,14 @@ class TilesWriter(Writer):
             dimension_names=("bin1", "bin2"),
             fill_value=self.fill_value,
         )
+        return [array]
 
     @override
     def write(self, task: int, rung: int) -> int:  # numpydoc ignore=GL08
         first = task if self.source.symmetric else 0
         each, stripe = self.side // TILE, self.source.stripe
-        shards = [Shard(self._array, (task, k)) for k in range(first, self.n_tasks)]
+        (array,) = self.arrays(rung)
+        shards = [Shard(array, (task, k)) for k in range(first, self.n_tasks)]
         stop = min((task + 1) * self.side, self.n)
         for r in range(task * self.side, stop, stripe):
             wanted = np.argwhere(self._wanted(r, min(r + stripe, stop)))
