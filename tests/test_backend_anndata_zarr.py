@@ -51,6 +51,8 @@ def test_forms__equal_anndata(stored, chunks):
     assert_equals_anndata(ds, read(stored))
     assert ds.log.dims == ("cell", "gene")
     assert ds.table_dim.values.tolist() == ["n", "score"]
+    assert ds.cell.attrs == {"column": "barcode"}
+    assert ds.gene.attrs == {}
     assert identify(stored) == ("anndata", "cells")
     xr.testing.assert_identical(xl.open_cells(stored).compute(), ds.compute())
 

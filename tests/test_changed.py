@@ -16,7 +16,7 @@ import xloader as xl
 import xloader.torch as xt
 from tests.faulty import Child, X
 from tests.sources import write_h5ad
-from xloader.backends import anndata as anndata_backend
+from xloader.backends import anndata_matrices
 from xloader.errors import PerformanceWarning, ReadError
 
 BINS, SIDE = 900, 8
@@ -163,7 +163,7 @@ def check(name, batches, factor=1):
 
 
 def changing(name, workers, lose, sources, folder):
-    anndata_backend.BLOCK_VALUES = 500
+    anndata_matrices.BLOCK_VALUES = 500
     warnings.filterwarnings("ignore", category=PerformanceWarning)  # a busy machine is slow
     path, other = folder / "here", folder / "other"
     copy(sources / f"{name} 1", path)

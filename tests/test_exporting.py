@@ -205,7 +205,13 @@ def test_bands__hold_the_pixels_of_some_rows_only(tmp_path, monkeypatch):
     ("name", "options", "error", "message"),
     [
         ("b.txt", {}, SchemaError, r"cannot write 'b.txt': .* ends in \.cool or \.mcool"),
-        ("b.h5ad", {}, SchemaError, "cannot write 'b.h5ad'"),
+        (
+            "b.h5ad",
+            {},
+            SchemaError,
+            r"cannot write 'b.h5ad': .* contact maps .*cells .* go to \.h5ad",
+        ),
+        ("b.scool", {}, SchemaError, r"cannot write 'b.scool': .* ends in \.cool or \.mcool"),
         ("b.mcool", {"resolutions": []}, PlanError, "an .mcool at least one"),
         ("b.cool", {"resolutions": [1_000, 2_000]}, PlanError, "a .cool holds one"),
         ("b.mcool", {"resolutions": [1_500]}, PlanError, r"1500 is no multiple .*\[1000\] bp"),
@@ -225,7 +231,11 @@ def test_bad_input__is_refused(name, options, error, message, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (cells, r"contact maps .*has .*'cell': 61"),
+        (cells, r"cannot write 'b.cool': the source holds cells .*ends in \.h5ad or \.zarr"),
+        (lambda: xr.Dataset({"x": ("time", [1])}), "this Dataset has {'time': 1}: rename"),
+        (lambda: contacts().expand_dims(cell=["a", "b"]).drop_dims("bin1").assign(
+            count=contacts()["count"].expand_dims(cell=["a", "b"])),
+            r"\['count'\] hold those of 2 cells; write each by itself.*isel\(cell=0\)"),
         (lambda: 3, "cannot export a int"),
         (lambda: contacts().isel(bin1=slice(9)), "cooler is square, .* 9 bins on bin1"),
         (lambda: contacts().isel(bin1=slice(None, None, -1), bin2=slice(None, None, -1)), "sortby"),
@@ -246,7 +256,7 @@ def test_bad_sources__are_refused(make, message, tmp_path):
 def test_failure__leaves_nothing(tmp_path, monkeypatch):
     path = write(tmp_path / "a.cool", random_map(200))
 
-    def full(*args):  # noqa: ARG001
+    def full(*args):  # noqa: ARG001 # has the arguments of what it stands for
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cooler_writer.CoolerWriter, "append", full)

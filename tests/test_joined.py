@@ -610,10 +610,10 @@ def test_loader__chunks_that_vanish_are_no_zeros(tmp_path, form):
     (tmp_path / "z").mkdir()
     dense_ = cells_in(form, tmp_path / "z").drop_vars("loadings")
     sources = {"zarr": dense_, "rows": cells(Rows(counts())).drop_vars("loadings")}
-    loader = xl.Loader(sources, batch_size=50, variables=["X"])
+    loader = xl.Loader(xl.concat(sources), batch_size=50, variables=["X"])
     whole = np.concatenate([dense(b.X.data) for b in loader])
     np.testing.assert_array_equal(whole, np.concatenate([counts(), counts()]))
-    loader = xl.Loader(sources, batch_size=50, variables=["X"])
+    loader = xl.Loader(xl.concat(sources), batch_size=50, variables=["X"])
     for chunk in (tmp_path / "z" / "data.zarr" / "X" / "c").rglob("*"):
         if chunk.is_file():
             chunk.unlink()

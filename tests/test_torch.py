@@ -1,7 +1,9 @@
 """Torch sees exactly what the Loader serves: any sampler, layout, worker or rank."""
 
 import itertools
+import pickle
 import time
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import numpy.testing as npt
@@ -23,10 +25,10 @@ from torch.utils.data.distributed import DistributedSampler
 from typing_extensions import override
 
 import xloader as xl
-from tests.doubles import Rows, cells, cells_in, contact_map, contacts, counts
+from tests.doubles import Rows, cells, cells_in, contact_map, contacts, counts, to_csr
 from xloader import torch as xt
 from xloader.csr import CSRArray
-from xloader.errors import PlanError, SchemaError, TransformError
+from xloader.errors import PlanError, SchemaError, TransformError, XloaderWarning
 
 pytestmark = [
     # Python 3.12 warns of any fork while threads live; that it works nevertheless is tested here
@@ -54,7 +56,8 @@ def windows(**options):
 
 
 def dense(tensor):
-    return tensor.to_dense().numpy() if tensor.layout == torch.sparse_csr else tensor.numpy()
+    tensor = tensor.to_dense() if tensor.layout == torch.sparse_csr else tensor
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def assert_same(a, b):
@@ -330,6 +333,251 @@ def test_tensors__are_the_users_own():
         xt.to_tensors(b, loader)["count"].zero_()
     again = [xt.to_tensors(b, loader)["count"] for b in loader.batches(0, range(2))]
     assert all(map(torch.equal, first, again))
+
+
+# --- types, and what they cannot hold
+
+FLOATS = {"float16": np.float16, "bfloat16": None, "float32": np.float32, "float64": np.float64}
+
+
+def as_float(values, name):
+    """Return what numpy makes of values in a type; bfloat16 is float32 without its last 16 bits."""
+    if FLOATS[name] is not None:
+        return values.astype(FLOATS[name])
+    bits = values.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000  # to nearest, ties to even
+    return rounded.astype(np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize("source", ["uint8", "uint16", "int32", "float32", "float64"])
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+@pytest.mark.parametrize("name", FLOATS)
+def test_dtype__every_layout_is_what_numpy_casts(name, layout, source):
+    values = counts(dtype=source)
+    if values.dtype.kind == "f":
+        values *= np.pi
+    ds = cells(Rows(values)).assign(dense=(("cell", "pc"), values[:, :3]))
+    loader = xl.Loader(ds, batch_size=61, variables=["X", "dense", "X_pca"], labels=["cell_type"])
+    for dtype in (name, getattr(torch, name)):
+        batch = xt.to_tensors(loader[0], loader, layout=layout, dtype=dtype)
+        for key, expected in (("X", values), ("dense", values[:, :3]), ("X_pca", ds.X_pca.values)):
+            assert batch[key].dtype == getattr(torch, name)
+            npt.assert_array_equal(
+                dense(batch[key].to(torch.float64)), as_float(expected, name), err_msg=key
+            )
+        assert batch["sample_id"].dtype == batch["cell_type"].dtype == torch.int64
+
+
+def test_dtype__masks_stay_and_windows_follow():
+    mask = counts() > 4
+    loader = xl.Loader(xr.Dataset({"mask": (("cell", "gene"), mask)}), batch_size=61)
+    got = xt.to_tensors(loader[0], loader, dtype="float16")["mask"]
+    npt.assert_array_equal(got, mask)
+    assert got.dtype == torch.bool
+    coo = xt.MapDataset(windows(), layout="coo", dtype=torch.bfloat16)[3]
+    assert coo["target"].dtype == coo["features"].dtype == torch.bfloat16
+    npt.assert_array_equal(
+        coo["target"].float(), xt.MapDataset(windows(), layout="coo")[3]["target"]
+    )
+
+
+def one(value, dtype):
+    values = np.zeros((3, 4), dtype)
+    values[1, 2] = value
+    return xl.Loader(xr.Dataset({"X": (("cell", "gene"), to_csr(values))}), batch_size=3)
+
+
+@pytest.mark.parametrize(
+    ("value", "source", "dtype"),
+    [
+        (2048, "int32", "float16"),
+        (2048.5, "float32", "float16"),  # no count: rounding is what was asked for
+        (256, "float32", "bfloat16"),
+        (-2048, "int64", "float16"),
+        (65504.0, "float32", "float64"),
+        (2**24, "int64", "float32"),
+        (np.inf, "float32", "float16"),
+        (np.nan, "float32", "float16"),
+    ],
+)
+def test_dtype__what_it_holds_is_silent(value, source, dtype):
+    loader = one(value, source)
+    for layout in ("csr", "dense"):
+        got = dense(xt.to_tensors(loader[0], loader, layout=layout, dtype=dtype)["X"].double())
+        npt.assert_allclose(got[1, 2], value, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("value", "source", "dtype", "exact"),
+    [
+        (2049, "int32", "float16", "2,048"),
+        (-2049, "float32", "float16", "2,048"),
+        (257, "uint16", "bfloat16", "256"),
+        (2**24 + 1, "int64", "float32", "16,777,216"),
+    ],
+)
+def test_dtype__counts_that_it_rounds_are_told(value, source, dtype, exact):
+    loader = one(value, source)
+    for layout in ("csr", "dense"):
+        with pytest.warns(XloaderWarning, match=f"'X' holds whole numbers beyond {exact}, which"):
+            xt.to_tensors(loader[0], loader, layout=layout, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("value", "source", "dtype"),
+    [(65505, "int32", "float16"), (-1e5, "float32", "float16"), (1e39, "float64", "float32")],
+)
+def test_dtype__counts_that_would_be_infinite_are_refused(value, source, dtype):
+    loader = one(value, source)
+    for layout in ("csr", "dense"):
+        with pytest.raises(SchemaError, match="'X' holds .* it would be infinite; ask for dtype"):
+            xt.to_tensors(loader[0], loader, layout=layout, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["int32", "int64"])
+@pytest.mark.parametrize("stored", ["rows", "numpy"])
+def test_index_dtype__is_what_was_asked_for_and_multiplies(name, stored, tmp_path):
+    loader = cell_loader(cells_in(stored, tmp_path), variables=["X"])
+    whole = xt.to_tensors(loader[2], loader, layout="csr", index_dtype=name)
+    joined = xt.collate(
+        xt.MapDataset(loader, layout="csr", index_dtype=name).__getitems__([16, 17])
+    )
+    for batch, ids in ((whole, range(16, 24)), (joined, [16, 17])):
+        x = batch["X"]
+        assert x.crow_indices().dtype == x.col_indices().dtype == getattr(torch, name)
+        assert_valid_csr(x)
+        weight = torch.arange(51, dtype=torch.float32).view(17, 3)
+        npt.assert_allclose(x @ weight, counts()[ids] @ weight.numpy())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": torch.int32}, "dtype=torch.int32 is impossible; choose one of torch.float16"),
+        ({"dtype": "float8"}, "dtype='float8' is impossible"),
+        ({"dtype": "nn"}, "dtype='nn' is impossible"),
+        ({"index_dtype": "uint8"}, "index_dtype='uint8' is impossible; choose one of torch.int32"),
+        ({"index_dtype": "int64", "layout": "dense"}, "layout='dense' has none; leave it out"),
+    ],
+)
+def test_types__that_there_are_none_of_are_refused_at_once(options, message):
+    for make in (xt.make_loader, xt.MapDataset, xt.IterableDataset):
+        with pytest.raises(PlanError, match=message):
+            make(cell_loader(), **options)
+
+
+# --- to a device
+
+
+@pytest.mark.parametrize("dtype", [None, "float16", "bfloat16", "float64"])
+def test_to_device__sparse_and_dense_hold_the_same_numbers(dtype):
+    loader = cell_loader(shuffle=True)
+    for step in range(len(loader)):
+        sent = xt.to_tensors(loader[step], loader, layout="csr", dtype=dtype)
+        there = xt.to_tensors(loader[step], loader, layout="dense", dtype=dtype)
+        assert_same(xt.to_device(sent, "cpu"), there)
+        assert_same(xt.to_device(sent, torch.device("cpu"), dense=False), sent)
+        assert_valid_csr(xt.to_device(sent, "cpu", dense=False)["X"])
+
+
+@pytest.mark.parametrize("index_dtype", ["int32", "int64"])
+def test_to_device__empty_rows_and_batches(index_dtype):
+    values = np.zeros((5, 7), np.int32)
+    values[3, [0, 6]] = 4, 9
+    loader = xl.Loader(xr.Dataset({"X": (("cell", "gene"), to_csr(values))}), batch_size=2)
+    got = [
+        xt.to_device(xt.to_tensors(b, loader, index_dtype=index_dtype), "cpu")["X"] for b in loader
+    ]
+    npt.assert_array_equal(np.concatenate(got), values)
+
+
+def test_to_device__what_is_no_tensor_stays():
+    loader = windows()
+    batch = xt.to_tensors(loader[0], loader)
+    sent = xt.to_device(batch, "cpu")
+    assert sent["info"] is batch["info"]
+    assert_same(sent, batch)
+
+
+def test_to_device__sends_the_three_arrays_and_nothing_dense():
+    # a device that keeps shapes and no numbers
+    loader = cell_loader(variables=["X"])
+    batch = xt.to_tensors(loader[0], loader)
+    sent = xt.to_device({"X": batch["X"]}, "meta", dense=False)["X"]
+    assert sent.device.type == "meta"
+    assert len(sent.values()) == np.count_nonzero(counts()[:8])
+
+
+class Pinned:
+    """Counts what would be copied into page-locked memory."""
+
+    def __init__(self, monkeypatch):
+        self.shapes = []
+        monkeypatch.setattr(torch.Tensor, "pin_memory", self.pin)
+
+    def pin(self, tensor):
+        assert tensor.layout == torch.strided, "only plain arrays are page-locked"
+        self.shapes.append(tuple(tensor.shape))
+        return tensor.clone()
+
+
+def test_pin_memory__takes_the_three_arrays(monkeypatch):
+    loader = cell_loader(variables=["X"], labels=[])
+    batch = xt.to_tensors(loader[0], loader)
+    pinned = Pinned(monkeypatch)
+    assert_same(torch.utils.data._utils.pin_memory.pin_memory(batch), batch)
+    nnz = np.count_nonzero(counts()[:8])
+    assert sorted(pinned.shapes) == sorted([(9,), (nnz,), (nnz,), (8,)])
+
+
+def refuse(tensor):  # noqa: ARG001 # has the arguments of what it stands for
+    msg = "a sparse tensor was sent to another process"
+    raise AssertionError(msg)
+
+
+@pytest.mark.parametrize("one", [True, False])
+def test_sent__batches_and_samples_are_plain_arrays_on_the_way(one, monkeypatch):
+    # what torch does to a sparse tensor that it must send
+    monkeypatch.setattr(torch.multiprocessing.reductions, "reduce_sparse_tensor", refuse)
+    source = xt.MapDataset(cell_loader())
+    batch = source[3] if one else source[range(5)]
+    assert batch["X"].layout == torch.sparse_csr
+    sent = pickle.loads(bytes(ForkingPickler.dumps(batch)))
+    assert isinstance(sent, xt.Tensors)
+    assert_same(sent, batch)
+    assert_valid_csr(sent["X"])
+
+
+PATHS = [  # starting processes takes seconds, and a sample tells as much
+    *itertools.product([None], ["csr", "dense"], ["float16", "bfloat16", "float32"]),
+    ("fork", "csr", "bfloat16"),
+    ("fork", "dense", "float32"),
+    ("spawn", "csr", "float16"),
+]
+
+
+@pytest.mark.parametrize(("method", "layout", "dtype"), PATHS)
+def test_paths__all_give_the_same_tensors(method, layout, dtype, tmp_path):
+    loader = cell_loader(cells_in("h5ad", tmp_path), batch_size=16)
+    form = {"layout": layout, "dtype": dtype}
+    workers = {"num_workers": 2, "multiprocessing_context": method} if method else {}
+    paths = [
+        DataLoader(xt.MapDataset(loader, **form), 16, collate_fn=xt.collate, **workers),
+        DataLoader(xt.IterableDataset(loader, **form), None, **workers),
+        xt.make_loader(
+            loader, **form, **({"num_workers": 2, "start_method": method} if method else {})
+        ),
+    ]
+    ids = np.split(np.arange(61), [16, 32, 48])
+    for path in paths:
+        for batch, mine in zip(path, ids, strict=True):
+            npt.assert_array_equal(batch["sample_id"], mine)
+            assert batch["X"].dtype == batch["X_pca"].dtype == getattr(torch, dtype)
+            assert batch["X"].layout == (torch.sparse_csr if layout == "csr" else torch.strided)
+            sent = xt.to_device(batch, "cpu")["X"]
+            npt.assert_array_equal(sent.float(), counts()[mine])
+            expected = as_float(cells().X_pca.values[mine], dtype)
+            npt.assert_array_equal(dense(batch["X_pca"]), expected)
 
 
 # --- iterable: the Loader decides the order

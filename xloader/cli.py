@@ -1,4 +1,4 @@
-"""The command line: ``xloader convert``, ``finalise``, ``verify`` and ``demo``."""
+"""The command line: ``xloader convert``, ``finalise``, ``verify``, ``export`` and ``demo``."""
 
 import dataclasses
 import json
@@ -99,6 +99,24 @@ def verify(store: str, *, as_json: bool, progress: bool) -> None:
         whole = f"{len(found.damaged)} damaged" if found.damaged else "all as they were written"
         click.echo(f"{found.n_files} files, {found.nbytes / 1e6:,.1f} MB: {whole}")
     sys.exit(0 if found.is_whole else 1)
+
+
+@cli.command()
+@click.argument("store", type=click.Path())
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--variable", help="What to write, or what becomes X.  [default: count or X]")
+@click.option(
+    "--resolution", "resolutions", type=int, multiple=True, help="Bin size, in bp; again for more."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
+def export(
+    store: str, file: Path, variable: str | None, resolutions: tuple[int, ...], *, overwrite: bool
+) -> None:
+    """Write STORE, or any file, as FILE: .cool or .mcool of contact maps, .h5ad or .zarr of cells."""
+    from xloader.exporting import export as run
+
+    sizes = list(resolutions) or None
+    click.echo(run(store, file, variable=variable, resolutions=sizes, overwrite=overwrite))
 
 
 @cli.command()

@@ -1,43 +1,47 @@
 """Predictions written batch by batch, from any process and in any order, and made a labelled store."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import reduce
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from typing_extensions import override
 
-from xloader import schema
+from xloader.assembling import Assembly, Dims, Maps, Rows
 from xloader.axes import Int64
 from xloader.conversion import convert
 from xloader.errors import PlanError, ReadError, SchemaError, StateError, warn
 from xloader.loader import Loader
 from xloader.memory import nbytes_of
 from xloader.named import name_samples
-from xloader.placing import Places, fold, place, window_weights
 from xloader.state import digest
-from xloader.store.assembled import AssembledRows, AssembledTiles
 from xloader.store.building import check_place
 from xloader.store.parts import Part, Written
 
 _MARK = "made-for-"
+_OF = "of-"
+_DIMS = "dims.json"
 
 
 class PredictionWriter:
     """
     Turn predictions of a Loader's samples into a labelled store: the way back.
 
-    Each process appends what it predicts to a file of its own, beside the place of the store. When
+    Each process appends what it predicts to files of its own, beside the place of the store. When
     the last rank closes, overlapping windows are brought to their weighted mean in one fixed order,
-    tile by tile: the result does not depend on the order in which they were written, and predictions
-    that are equal to their source give that source, bit for bit. A writer of the same loader goes on
-    where one that was killed had stopped.
+    tile by tile, and cells into their order: the result does not depend on the order in which they were
+    written, and predictions that are equal to their source give that source, bit for bit. Of a sample
+    that was written several times, as by an order with replacement, the last one counts. A writer of
+    the same loader goes on where one that was killed had stopped.
 
     Parameters
     ----------
@@ -100,17 +104,19 @@ class PredictionWriter:
     ) -> None:
         self.loader = loader = _loader_of(loader)
         self.store = Path(os.fsdecode(store))
-        self.symmetric, self.overwrite, self.progress = symmetric, overwrite, progress
+        self.overwrite, self.progress = overwrite, progress
         self.memory_budget = nbytes_of(memory_budget)
         windows = loader.plan.windows.unlinked
-        self._places: Places | None = None
+        self._assembly: Assembly
         if set(windows.dims) == {"bin1", "bin2"}:
-            self._places = place(loader.ds, windows, margin=margin, factor=factor)
-            shape = self._places.shape
-            if symmetric and shape[0] != shape[1]:
-                msg = f"symmetric=True needs square windows, and these are {shape}; pass symmetric=False"
-                raise PlanError(msg)
-            self._name, self._weights = window_weights(weights, shape, symmetric=symmetric)
+            self._assembly = Maps(
+                loader.ds,
+                windows,
+                weights=weights,
+                symmetric=symmetric,
+                margin=margin,
+                factor=factor,
+            )
         elif not (windows.by_row and windows.dims == ("cell",)):
             msg = (
                 f"predictions of windows {dict(zip(windows.dims, windows.size, strict=True))} have no "
@@ -120,16 +126,18 @@ class PredictionWriter:
         elif not isinstance(weights, str) or (weights, margin, factor) != ("uniform", 0, 1):
             msg = "weights, margin and factor are about contact windows; leave them out for cells"
             raise PlanError(msg)
+        else:
+            self._assembly = Rows(loader.ds)
         check_place(self.store, overwrite=overwrite)
         self._folder = self.store.parent / f".{self.store.name}.predictions"
         self._closed = False
-        self._part: Part | None = None
+        self._parts: dict[str, Part] = {}
         self._pid = os.getpid()
         self._begin()
 
     def _begin(self) -> None:
         """Find or make the folder of parts, and say in it that this rank is still writing."""
-        mine = _MARK + self._fingerprint()
+        mine = _MARK + digest(self._assembly.identity())
         with _told(self._folder):
             self._folder.mkdir(exist_ok=True)
         others = [p.name for p in self._folder.glob(f"{_MARK}*") if p.name != mine]
@@ -143,17 +151,6 @@ class PredictionWriter:
         (self._folder / mine).touch()
         self._done_of(self.loader.plan.rank).unlink(missing_ok=True)
         self._claim.unlink(missing_ok=True)
-
-    def _fingerprint(self) -> str:
-        """Return what is the same for every writer whose parts belong together."""
-        windows, ds = self.loader.plan.windows, self.loader.ds
-        if self._places is None:
-            names = ds["cell"].values if "cell" in ds.coords else ()
-            return digest([len(windows), "\n".join(map(str, names))])
-        labels = self._places.labels
-        bins = [labels[name].values for name in ("bin1", "start1", "end1")]
-        chrom = "\n".join(map(str, labels["chrom1"].values))
-        return digest([self._places.starts, bins, chrom, self._weights, self.symmetric])
 
     @property
     def _claim(self) -> Path:
@@ -178,11 +175,26 @@ class PredictionWriter:
         ndarray of int64
             Their numbers, increasing, for `Loader.samples`.
         """
-        n = len(self.loader.plan.windows)
         self._check_open()
-        written = Written(self._folder)
-        written.close()
-        return np.setdiff1d(np.arange(n), written.ids, assume_unique=True)
+        with self._written() as (_, complete):
+            return np.setdiff1d(
+                np.arange(len(self.loader.plan.windows)), complete, assume_unique=True
+            )
+
+    @contextmanager
+    def _written(self) -> Iterator[tuple[dict[str, tuple[Written, Dims]], Int64]]:
+        """Open what all processes have written, by name, and say which samples have all of it."""
+        with ExitStack() as opened:
+            found = {}
+            for folder in sorted(self._folder.glob(f"{_OF}*")):
+                dims = (
+                    json.loads((folder / _DIMS).read_text()) if (folder / _DIMS).exists() else None
+                )
+                parts = Written(folder)
+                opened.callback(parts.close)
+                found[unquote(folder.name.removeprefix(_OF))] = parts, dims
+            every = [parts.ids for parts, _ in found.values()]
+            yield found, reduce(np.intersect1d, every) if every else np.zeros(0, np.int64)
 
     def write(self, batch: xr.Dataset | Mapping[str, Any], prediction: Any) -> None:
         """
@@ -194,9 +206,10 @@ class PredictionWriter:
             A batch of the loader, as labels or as tensors: `sample_id`, and `valid` where it is padded.
             Samples that only pad are left out; one that was written before is replaced; predictions of
             windows that were turned around (`flipped`) are turned back.
-        prediction : array, tensor or DataArray, shape (sample, bin1, bin2) or (sample, ...)
-            Numbers; NaN where nothing is predicted. They are kept as float32 or float64, integers of 32
-            bits and more as float64.
+        prediction : array, tensor or DataArray; or a mapping or Dataset of several
+            Of contact windows of shape (sample, bin1, bin2), of cells (cell, ...); several, by name, become
+            a variable each, and one alone is called `prediction`. NaN where nothing is predicted. They
+            are kept as float32 or float64, integers of 32 bits and more as float64.
 
         Raises
         ------
@@ -209,26 +222,35 @@ class PredictionWriter:
         """
         self._check_open()
         ids, valid = self._samples(batch)
-        values = _numbers(prediction)
-        expected = (len(ids),) if self._places is None else (len(ids), *self._places.shape)
-        if values.shape[: len(expected)] != expected or values.ndim > max(len(expected), 2):
-            given = "(sample, outputs)" if self._places is None else "(sample, bin1, bin2)"
+        turned = _flags(batch, "flipped", len(ids), absent=False)
+        ready = {}
+        for name, (given, dims) in _named(prediction).items():
+            self._check(name, given, len(ids))
+            ready[name] = self._assembly.prepare(given[valid], ids[valid], turned[valid]), dims
+        if valid.any():
+            for part, (values, _) in zip(self._parts_of(ready), ready.values(), strict=True):
+                part.append(ids[valid], values)
+
+    def _check(self, name: str, values: npt.NDArray[Any], n: int) -> None:
+        """Refuse a prediction that has no place in the result."""
+        taken = self._assembly.taken
+        if name in taken or name.rpartition("_")[2] == "coverage":
             msg = (
-                f"the prediction is of shape {values.shape}, and this batch asks for {given} = "
-                f"{expected}; drop dimensions of channels, and tell margins and coarser bins by "
-                "PredictionWriter(margin=, factor=)"
+                f"a prediction cannot be called {name!r}, as a label is, or the count of predictions; call it "
+                f"otherwise (labels are {sorted(taken)})"
             )
             raise SchemaError(msg)
-        if self._places is not None:
-            turned = _flags(batch, "flipped", len(ids), absent=False)
-            values[turned] = values[turned, ::-1, ::-1]
-        ids, values = ids[valid], values[valid]
-        if self._places is not None:
-            values = self._places.mask(values, ids)
-            if self.symmetric:
-                values = fold(values, self._places.starts[ids])
-        if len(ids):
-            self._part_of(values).append(ids, values)
+        shape = self._assembly.shape
+        fits = 0 not in values.shape[1:] if shape is None else values.shape[1:] == shape
+        if values.shape[:1] != (n,) or not fits:
+            expected = f"(cell, ...) = ({n}, ...)"
+            if shape is not None:
+                expected = (
+                    f"(sample, bin1, bin2) = {(n, *shape)}; drop dimensions of channels, and tell margins and "
+                    "coarser bins by PredictionWriter(margin=, factor=)"
+                )
+            msg = f"{name!r} is of shape {values.shape}, and this batch asks for {expected}"
+            raise SchemaError(msg)
 
     def _samples(
         self, batch: xr.Dataset | Mapping[str, Any]
@@ -252,8 +274,8 @@ class PredictionWriter:
                 if dim not in batch.coords or dim not in ds.coords:
                     continue
                 here, there = batch[dim].values.reshape(len(ids), -1), ds[dim].values[starts[:, k]]
-                if self._places is not None:
-                    there = self._places.shown(there, here.shape[1], windows.size[k])
+                there = self._assembly.shown(there, here.shape[1], windows.size[k])
+                if here.shape[1] > 1:
                     here = np.minimum(here[:, :1], here[:, -1:])  # of flipped windows the last
                 shows = True if windows.beyond is None else windows.beyond[ids, k] == 0
                 odd = np.flatnonzero((here[:, 0] != there) & shows)
@@ -266,22 +288,39 @@ class PredictionWriter:
                     raise StateError(msg)
         return ids, valid
 
-    def _part_of(self, values: npt.NDArray[Any]) -> Part:
-        """Return the file of this process, begun when it is first needed."""
-        if self._pid != os.getpid():  # the parent's file is the parent's
-            self._part, self._pid = None, os.getpid()
-        if self._part is None:
-            rank = self.loader.plan.rank
-            with _told(self._folder):
-                self._part = Part(self._folder, rank, values.dtype, values.shape[1:])
-            self._done_of(rank).unlink(missing_ok=True)  # ranks may be known only now
-        if (self._part.dtype, self._part.shape) != (values.dtype, values.shape[1:]):
-            msg = (
-                f"predictions are {values.dtype} of shape {values.shape[1:]}, and those before were "
-                f"{self._part.dtype} of {self._part.shape}; write all of one kind"
-            )
+    def _parts_of(self, ready: Mapping[str, tuple[npt.NDArray[Any], Dims]]) -> list[Part]:
+        """Return the files of this process, begun when they are first needed."""
+        if self._pid != os.getpid():  # the parent's files are the parent's
+            self._parts, self._pid = {}, os.getpid()
+        if not self._parts:
+            self._begin_parts(ready)
+        now = {name: f"{v.dtype} of shape {v.shape[1:]}" for name, (v, _) in ready.items()}
+        before = {name: f"{p.dtype} of shape {p.shape}" for name, p in self._parts.items()}
+        if now != before:
+            msg = f"predictions are {now}, and those before were {before}; write all of one kind"
             raise SchemaError(msg)
-        return self._part
+        return [self._parts[name] for name in ready]
+
+    def _begin_parts(self, ready: Mapping[str, tuple[npt.NDArray[Any], Dims]]) -> None:
+        rank = self.loader.plan.rank
+        folders = {name: self._folder / f"{_OF}{quote(name, safe='')}" for name in ready}
+        with _told(self._folder):
+            others = {p.name for p in self._folder.glob(f"{_OF}*")} - {
+                p.name for p in folders.values()
+            }
+            if others:
+                msg = (
+                    f"{str(self._folder)!r} holds predictions of other names than {list(ready)}: "
+                    f"{sorted(unquote(name.removeprefix(_OF)) for name in others)}; write those too, or remove "
+                    "that folder to begin anew"
+                )
+                raise SchemaError(msg)
+            for name, (values, dims) in ready.items():
+                folders[name].mkdir(exist_ok=True)
+                if dims is not None:
+                    (folders[name] / _DIMS).write_text(json.dumps(list(dims)))
+                self._parts[name] = Part(folders[name], rank, values.dtype, values.shape[1:])
+            self._done_of(rank).unlink(missing_ok=True)  # ranks may be known only now
 
     def _check_open(self) -> None:
         if self._closed:
@@ -299,8 +338,9 @@ class PredictionWriter:
         -------
         xarray.Dataset or None
             The opened store: `prediction (bin1, bin2)` and `coverage (bin1, bin2)`, the number of
-            predictions that each value is the mean of, 0 where it is NaN; or `prediction (cell, output)`
-            and `coverage (cell)`. None if other ranks are not done.
+            predictions that each value is the mean of, 0 where it is NaN; or `prediction (cell, ...)` and
+            `coverage (cell)`, 1 for cells that were predicted. Of several predictions each by its name,
+            maps with `<name>_coverage`. None if other ranks are not done.
 
         Raises
         ------
@@ -311,9 +351,10 @@ class PredictionWriter:
         """
         self._check_open()
         world = self.loader.plan.world_size
-        if self._part is not None and self._pid == os.getpid():
-            self._part.close()
-        self._part = None
+        if self._pid == os.getpid():
+            for part in self._parts.values():
+                part.close()
+        self._parts = {}
         with _told(self._folder):
             self._done_of(self.loader.plan.rank).touch()
         if not all(self._done_of(rank).exists() for rank in range(world)):
@@ -334,67 +375,32 @@ class PredictionWriter:
         return result
 
     def _assemble(self) -> xr.Dataset:
-        written = Written(self._folder)
+        n = len(self.loader.plan.windows)
         try:
-            n, n_missing = len(self.loader.plan.windows), 0
-            if not len(written.ids):
-                msg = f"no prediction was written to {str(self.store)!r}, of {n} samples; write some first"
-                raise PlanError(msg)
-            n_missing = n - len(written.ids)
-            if n_missing:
-                gone = np.setdiff1d(np.arange(n), written.ids, assume_unique=True)
-                names = name_samples(self.loader.ds, self.loader.plan.windows, gone, 0)
-                warn(
-                    f"{n_missing} of {n} samples were not predicted: {names}; where no other window lies, "
-                    "the result is NaN with a coverage of 0"
+            with self._written() as (written, complete):
+                if not len(complete):
+                    msg = f"no prediction was written to {str(self.store)!r}, of {n} samples; write some first"
+                    raise PlanError(msg)
+                gone = np.setdiff1d(np.arange(n), complete, assume_unique=True)
+                if len(gone):
+                    names = name_samples(self.loader.ds, self.loader.plan.windows, gone, 0)
+                    warn(
+                        f"{len(gone)} of {n} samples were not predicted: {names}; where no other window lies, "
+                        "the result is NaN with a coverage of 0"
+                    )
+                ds = self._assembly.labelled(written, complete)
+                return convert(
+                    ds.assign_attrs(n_samples=n, n_missing=len(gone)),
+                    self.store,
+                    memory_budget=self.memory_budget,
+                    overwrite=self.overwrite,
+                    progress=self.progress,
                 )
-            ds = self._labelled(written)
-            ds.attrs.update(n_samples=n, n_missing=n_missing)
-            return convert(
-                ds,
-                self.store,
-                memory_budget=self.memory_budget,
-                overwrite=self.overwrite,
-                progress=self.progress,
-            )
         except OSError as e:
             e.add_note(
                 f"what was predicted is kept in {str(self._folder)!r}: close the writer again afterwards"
             )
             raise
-        finally:
-            written.close()
-
-    def _labelled(self, written: Written) -> xr.Dataset:
-        """Return the result, lazily."""
-        if self._places is None:
-            ds = self.loader.ds
-            others = [d for d in ds.dims if d != "cell"]
-            labels = ds.coords.to_dataset().drop_dims(others, errors="ignore")
-            rows = AssembledRows(written, ds.sizes["cell"])
-            there = np.isin(np.arange(ds.sizes["cell"]), written.ids).astype(np.uint8)
-            dims = ("cell", "output")[: len(rows.shape)]
-            variables = {"prediction": schema.lazy(dims, rows), "coverage": ("cell", there)}
-            return labels.assign(variables)
-        at, both = self._places, ("bin1", "bin2")
-        maps = {
-            name: AssembledTiles(
-                written,
-                np.sort(at.starts[written.ids], axis=1)
-                if self.symmetric
-                else at.starts[written.ids],
-                self._weights,
-                at.labels.sizes["bin1"],
-                symmetric=self.symmetric,
-                coverage=name == "coverage",
-            )
-            for name in ("prediction", "coverage")
-        }
-        mode = "symmetric-upper" if self.symmetric else "square"
-        attrs = {**at.labels.attrs, "storage_mode": mode, "weights": self._name}
-        return at.labels.assign({k: schema.lazy(both, v) for k, v in maps.items()}).assign_attrs(
-            attrs
-        )
 
     def __enter__(self) -> Self:
         return self
@@ -410,7 +416,7 @@ class PredictionWriter:
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_part": None}
+        return {**self.__dict__, "_parts": {}}
 
 
 def _flags(
@@ -456,14 +462,28 @@ def _plain(values: Any) -> npt.NDArray[Any]:
     return np.asarray(values)
 
 
-def _numbers(prediction: Any) -> npt.NDArray[Any]:
+def _named(prediction: Any) -> dict[str, tuple[npt.NDArray[Any], Dims]]:
+    """Return predictions by name, with the names of their further dimensions where they have any."""
+    if not isinstance(prediction, Mapping):
+        return {"prediction": _numbers(prediction)}
+    if isinstance(prediction, xr.Dataset):
+        prediction = prediction.data_vars
+    if not prediction:
+        msg = "the prediction is empty; give at least one array by name"
+        raise SchemaError(msg)
+    return {str(name): _numbers(values) for name, values in prediction.items()}
+
+
+def _numbers(prediction: Any) -> tuple[npt.NDArray[Any], Dims]:
     """Return a prediction as new float32 or float64, whichever holds its type."""
+    dims = None
     if isinstance(prediction, xr.DataArray):
         order = [d for d in ("sample", "cell", "bin1", "bin2") if d in prediction.dims]
         prediction = prediction.transpose(*order, ...)
+        dims = [str(d) for d in prediction.dims[1:]]
     values = _plain(prediction)
     if values.dtype.kind not in "biuf":
         msg = f"predictions are {values.dtype}; give real numbers"
         raise SchemaError(msg)
     narrow = np.result_type(values.dtype, np.float32) == np.float32
-    return np.array(values, np.float32 if narrow else np.float64)
+    return np.array(values, np.float32 if narrow else np.float64), dims

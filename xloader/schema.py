@@ -302,11 +302,13 @@ def string_column(values: npt.NDArray[Any]) -> Column:
     -------
     Column
         An object array that shares equal strings, with `categories` (sorted) where there are at
-        most 4,096 and fewer than half as many as values.
+        most 4,096 and fewer than half as many as values; not with `ordered`, which tells that
+        they were categories in the file.
     """
     codes, unique = pd.factorize(np.asarray(values, object), sort=True)
     if len(unique) <= 4096 and 2 * len(unique) <= len(codes):
-        return categorical_column(codes, np.asarray(unique, object), ordered=False)
+        values, attrs = categorical_column(codes, np.asarray(unique, object), ordered=False)
+        return values, {"categories": attrs["categories"]}
     out = (
         np.append(np.asarray(unique, object), [np.nan])[codes]
         if len(codes)

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import xbatcher
 
-from xloader.axes import Drawn, Int64, Region, Windows, collect
+from xloader.axes import Int64, Region, Windows
+from xloader.drawn import Drawn, collect
 from xloader.errors import PlanError
 
 

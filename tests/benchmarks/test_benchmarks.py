@@ -3,13 +3,17 @@
 import importlib
 import json
 import time
+import warnings
 from dataclasses import asdict, replace
 
 import anndata as ad
 import numpy as np
 import pytest
+import scipy.sparse
+import torch
 
-from tests.benchmarks import cells, cells_data, contacts_data, report
+import xloader as xl
+from tests.benchmarks import cells, cells_data, contacts_data, device, report
 from tests.benchmarks.__main__ import ROWS, main
 from tests.benchmarks.child import _memory, measure
 from tests.benchmarks.runner import (
@@ -23,6 +27,7 @@ from tests.benchmarks.runner import (
     compare,
     run_row,
 )
+from xloader import torch as xt
 
 TOYS = "tests.benchmarks.toys"
 
@@ -343,3 +348,20 @@ def test_copies__hold_every_cell_ten_times(small, tmp_path):
     copies = cells_data._sums(tmp_path / "copies.h5ad")
     told = json.loads((folder / "cells.json").read_text())
     assert copies == {k: 10 * v for k, v in told.items()}
+
+
+def test_device__the_same_code_runs_without_cuda_and_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    x = scipy.sparse.random(40, 30, 0.2, "csr", np.float32, np.random.default_rng(0))
+    ad.AnnData(x).write_h5ad(tmp_path / "a.h5ad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of sparse tensors
+        device.main([str(tmp_path / "a.h5ad"), "16", "2"])
+        told = capsys.readouterr().out
+        loader = xl.Loader(xl.open_cells(tmp_path / "a.h5ad"), batch_size=16)
+        sent = device.ahead(xt.make_loader(loader, num_workers=0), torch.device("cpu"))
+        got = np.concatenate([b["X"] for b in sent])
+    assert told.startswith("no CUDA here")
+    assert told.count(" s, ") == 5
+    assert "cells/s" in told
+    np.testing.assert_array_equal(got, x.toarray())

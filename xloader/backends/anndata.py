@@ -231,6 +231,9 @@ def cells_of(tree: Tree, group: str) -> tuple[xr.Dataset, dict[str, str]]:
         var=first.var.columns,
         coords=first.coords,
     )
+    for dim, frame in (("cell", obs), ("gene", first.var)):
+        if frame.index_name != "_index":
+            ds[dim].attrs["column"] = frame.index_name
     return ds, {k: v for part in parts for k, v in part.skipped.items()}
 
 

@@ -25,6 +25,8 @@ class Frame:
 
     index: npt.NDArray[Any]
     """Names of the rows, object array of str."""
+    index_name: str
+    """What that column is called; ``_index`` if it has no name."""
     columns: dict[str, Column]
     """Columns in the order of the file."""
     skipped: dict[str, str]
@@ -104,7 +106,7 @@ def read_frame(file: Tree, name: str) -> Frame:
                 skipped[label] = encoding_of(file, f"{name}/{label}") or "unknown encoding"
             else:
                 columns[label] = column
-    return Frame(index, columns, skipped)
+    return Frame(index, index_name, columns, skipped)
 
 
 def is_numeric_frame(file: Tree, name: str) -> bool:
@@ -162,7 +164,8 @@ def join_frames(frames: Sequence[Frame], what: Sequence[str]) -> Frame:
         for name in names
     }
     skipped = {k: v for frame in frames for k, v in frame.skipped.items()}
-    return Frame(np.concatenate([f.index for f in frames]), columns, skipped)
+    index = np.concatenate([f.index for f in frames])
+    return Frame(index, frames[0].index_name, columns, skipped)
 
 
 def _join_column(
@@ -305,7 +308,8 @@ def _from_records(file: Tree, leaf: Leaf) -> Frame:
             columns[name] = _decoded(leaf, positions, vocabulary, ordered=False)
         else:
             columns[name] = string_column(values) if values.dtype == object else (values, {})
-    return Frame(np.array([str(v) for v in _texts(records[index])], object), columns, {})
+    rows = np.array([str(v) for v in _texts(records[index])], object)
+    return Frame(rows, "_index" if index == "index" else index, columns, {})
 
 
 def _has(file: Tree, name: str) -> bool:

@@ -41,6 +41,31 @@ class Bins:
     columns: Mapping[str, Column]
     """Balancing vectors and other columns, with their attributes."""
 
+    @classmethod
+    def regular(cls, names: list[str], lengths: Int64, binsize: int) -> "Bins":
+        """
+        Cut chromosomes into bins of one length; the last of each is what is left.
+
+        Parameters
+        ----------
+        names : list of str
+            Chromosomes, in order.
+        lengths : ndarray of int64, shape (n_chroms,)
+            Their lengths, in bp.
+        binsize : int
+            Length of a bin, in bp.
+
+        Returns
+        -------
+        Bins
+            Without columns.
+        """
+        n_of = -(-lengths // binsize)
+        chrom = np.repeat(np.arange(len(names)), n_of)
+        start = (np.arange(len(chrom)) - np.repeat(np.cumsum(n_of) - n_of, n_of)) * binsize
+        end = np.minimum(start + binsize, lengths[chrom])
+        return cls(names, lengths, chrom, start, end, binsize, {})
+
     def __len__(self) -> int:
         return len(self.start)
 
@@ -194,6 +219,18 @@ class CoolerWriter:
 
 def _chunked(values: Array) -> dict[str, Any]:
     return _PACKED if len(values) else {}
+
+
+def begin_mcool(file: h5py.File) -> None:
+    """
+    Mark a file as one of several resolutions.
+
+    Parameters
+    ----------
+    file : h5py.File
+        An empty file; maps go into its groups ``resolutions/<bin size>``.
+    """
+    file.attrs.update({"format": "HDF5::MCOOL", "format-version": 2, "bin-type": "fixed"})
 
 
 def coarsen(base: CoolerWriter, group: h5py.Group, factor: int) -> CoolerWriter:

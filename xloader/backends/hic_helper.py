@@ -382,8 +382,7 @@ def answer(line: bytes) -> Answer:
     except (ImportError, MemoryError) as e:
         remedy = "reinstall hictkpy, or free memory or lower `memory_budget`, and read it again"
         return {"error": f"{type(e).__name__}: {e}; {remedy}"}, []
-    # hictkpy raises what C++ throws; whatever it is, it is told where it was asked for
-    except Exception as e:  # noqa: BLE001
+    except Exception as e:  # noqa: BLE001 # hictkpy raises what C++ throws; told where it was asked for
         return {"error": f"{e}; {_DAMAGED}"}, []
 
 

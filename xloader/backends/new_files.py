@@ -1,12 +1,14 @@
-"""HDF5 files that appear whole or not at all."""
+"""HDF5 files and zarr folders that appear whole or not at all."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 
 from xloader.errors import ReadError, XloaderError
+from xloader.store.building import building, check_place, publish
 
 
 @contextmanager
@@ -50,3 +52,40 @@ def new_file(path: str | Path, *, overwrite: bool) -> Iterator[h5py.File]:
         raise ReadError(msg) from e
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(
+    path: Path, *, overwrite: bool, known: Callable[[Path], bool], what: str
+) -> Iterator[Path]:
+    """
+    Write a folder beside its final place and move it there when it is whole.
+
+    Parameters
+    ----------
+    path : Path
+        Where the folder goes.
+    overwrite : bool
+        Whether one that is there already is replaced.
+    known : callable
+        Says of a folder whether it may be replaced, being of the same kind.
+    what : str
+        What that kind is called.
+
+    Yields
+    ------
+    Path
+        An empty folder.
+
+    Raises
+    ------
+    ReadError
+        If something is there that may not be replaced, its parent does not exist, another process
+        is writing the same, or the disk is full.
+    """
+    check_place(path, overwrite=overwrite, known=known, what=what)
+    with building(path) as partial:
+        for left in partial.iterdir():  # by a process that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield partial
+        publish(path)

@@ -1,6 +1,7 @@
 """A simulated Hi-C experiment, written as a multi-resolution cooler."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from xloader.backends.cooler_writer import Bins, CoolerWriter
+from xloader.backends.cooler_writer import Bins, CoolerWriter, begin_mcool
 from xloader.backends.new_files import new_file
 from xloader.errors import PlanError
 
@@ -95,7 +96,7 @@ def contacts(
         new_file(path, overwrite=overwrite) as f,
         tqdm(total=steps, desc="simulate contacts", disable=not progress) as bar,
     ):
-        f.attrs.update({"format": "HDF5::MCOOL", "format-version": 2, "bin-type": "fixed"})
+        begin_mcool(f)
         sizes = [-(-n // finest) for n in chromosomes.values()]
         pixels = _draw(rng, [_bins(rng, n) for n in sizes], depth, bar)
         for resolution in sorted(resolutions):
@@ -202,12 +203,9 @@ def _write(
 ) -> None:
     """Write one resolution."""
     lengths = np.array(list(chromosomes.values()))
-    n_of = -(-lengths // resolution)
-    chrom = np.repeat(np.arange(len(lengths)), n_of)
-    start = np.concatenate([np.arange(n) * resolution for n in n_of])
-    end = np.minimum(start + resolution, lengths[chrom])
-    weight = _ice(pixels, len(start)), {"divisive_weights": False, "cis_only": False}
-    bins = Bins(list(chromosomes), lengths, chrom, start, end, resolution, {"weight": weight})
+    bins = Bins.regular(list(chromosomes), lengths, resolution)
+    weight = _ice(pixels, len(bins)), {"divisive_weights": False, "cis_only": False}
+    bins = replace(bins, columns={"weight": weight})
     writer = CoolerWriter(group, bins, np.int32, assembly="simulated")
     writer.append(*pixels)
     writer.close()

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,17 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What the system says when no more can be written: to a disk, by a user, to a file."""
 
 
-def check_place(store: Path, *, overwrite: bool) -> None:
+def _is_store(folder: Path) -> bool:
+    return "xloader" in root_attributes(folder)
+
+
+def check_place(
+    store: Path,
+    *,
+    overwrite: bool,
+    known: Callable[[Path], bool] = _is_store,
+    what: str = "stores",
+) -> None:
     """
     Refuse a place where a store cannot go, and bring back an old one that was on its way out.
 
@@ -27,6 +37,10 @@ def check_place(store: Path, *, overwrite: bool) -> None:
     overwrite : bool
         Whether a store that is there may be replaced. Anything else is never replaced: it may be
         all that somebody has.
+    known : callable, optional
+        Says of a folder whether it may be replaced. Default: if it is a store.
+    what : str, optional
+        What those are called.
 
     Raises
     ------
@@ -47,9 +61,9 @@ def check_place(store: Path, *, overwrite: bool) -> None:
         msg = f"{str(store)!r} exists; pass overwrite=True to replace it, or choose another path"
         raise ReadError(msg)
     empty = store.is_dir() and next(store.iterdir(), None) is None
-    if not empty and "xloader" not in root_attributes(store):
+    if not empty and not known(store):
         msg = (
-            f"{str(store)!r} is {describe(store)}, and overwrite=True replaces only stores; "
+            f"{str(store)!r} is {describe(store)}, and overwrite=True replaces only {what}; "
             "choose another path, or remove it yourself"
         )
         raise ReadError(msg)

@@ -111,7 +111,7 @@ class StraightRows(RowSource):
     def read(self, start: int, stop: int, most: int) -> Iterator[Encoded]:  # numpydoc ignore=GL08
         for a, b in _runs(self.indptr[start : stop + 1], most):
             rows = np.arange(start + a, start + b)
-            csr = _read_increasing(self.array, self.rows[rows])
+            csr = read_increasing(self.array, self.rows[rows])
             if not np.array_equal(np.diff(csr.indptr), self.indptr[rows + 1] - self.indptr[rows]):
                 msg = (
                     f"rows {start + a}-{start + b} hold other numbers of values than their index "
@@ -178,7 +178,7 @@ class RowStaging(Work):
     @override
     def do(self, task: int) -> int:  # numpydoc ignore=GL08
         a, b = self.slabs[task]
-        block = _read_increasing(self.array, self.stored[a:b])
+        block = read_increasing(self.array, self.stored[a:b])
         if not np.array_equal(self.columns, np.arange(self.array.shape[1])):
             block = block.take_columns(self.columns)
         if not (np.diff(self.columns) > 0).all():
@@ -407,8 +407,22 @@ def _encode(csr: CSRArray, rows: Int64, places: Int64) -> Encoded:
     return Encoded(rows, indptr, out, deltas)
 
 
-def _read_increasing(array: RowArray, rows: Int64) -> CSRArray:
-    """Read strictly increasing rows of a matrix, at least one."""
+def read_increasing(array: RowArray, rows: Int64) -> CSRArray:
+    """
+    Read strictly increasing rows of a matrix.
+
+    Parameters
+    ----------
+    array : RowArray
+        Where they are.
+    rows : ndarray of int64, shape (n,)
+        Their numbers, at least one.
+
+    Returns
+    -------
+    CSRArray
+        The rows in order.
+    """
     gaps = np.flatnonzero(np.diff(rows) != 1) + 1
     starts, stops = rows[np.append(0, gaps)], rows[np.append(gaps, len(rows)) - 1] + 1
     return array.read_ranges(starts, stops)

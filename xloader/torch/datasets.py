@@ -14,14 +14,9 @@ from xloader.cursor import Cursor
 from xloader.errors import PlanError, StateError
 from xloader.loader import Loader
 from xloader.state import State
-from xloader.torch.tensors import (
-    Samples,
-    Tensors,
-    check_layout,
-    collate,
-    share_in_workers,
-    to_tensors,
-)
+from xloader.torch.batches import Tensors
+from xloader.torch.forms import Form
+from xloader.torch.tensors import Samples, collate, in_form, share_in_workers
 
 MAX_WORKERS = 128
 _UNPREPARED = (
@@ -65,6 +60,8 @@ class MapDataset(torch.utils.data.Dataset[Tensors]):
         What to read.
     layout : {None, "dense", "csr", "coo"}, optional
         As for `to_tensors`; sparse samples need ``collate_fn=xloader.torch.collate``.
+    dtype, index_dtype : torch.dtype or str, optional
+        As for `to_tensors`.
     **loader_args
         What `Loader` takes, if `source` is none.
 
@@ -74,10 +71,17 @@ class MapDataset(torch.utils.data.Dataset[Tensors]):
     changes; persistent workers keep the epoch they started with.
     """
 
-    def __init__(self, source: Any, *, layout: str | None = None, **loader_args: Any) -> None:
-        check_layout(layout)
+    def __init__(
+        self,
+        source: Any,
+        *,
+        layout: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        index_dtype: torch.dtype | str | None = None,
+        **loader_args: Any,
+    ) -> None:
+        self.form = Form(layout, dtype, index_dtype)
         self.loader = _as_loader(source, loader_args)
-        self.layout = layout
 
     def set_epoch(self, epoch: int) -> None:
         """
@@ -118,7 +122,7 @@ class MapDataset(torch.utils.data.Dataset[Tensors]):
             batch = self.loader.batch(ids.epoch, ids.step)
         else:
             batch = self.loader.samples(np.asarray(ids, np.int64))
-        return Samples(to_tensors(batch, self.loader, layout=self.layout), len(ids))
+        return Samples(in_form(batch, self.loader, self.form), len(ids))
 
     def _is_planned(self, ids: "PlannedBatch") -> bool:
         plan = self.loader.plan
@@ -139,6 +143,8 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         What to read.
     layout : {None, "dense", "csr", "coo"}, optional
         As for `to_tensors`.
+    dtype, index_dtype : torch.dtype or str, optional
+        As for `to_tensors`.
     **loader_args
         What `Loader` takes, if `source` is none.
 
@@ -148,10 +154,17 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         How far a `DataLoader` of this package is.
     """
 
-    def __init__(self, source: Any, *, layout: str | None = None, **loader_args: Any) -> None:
-        check_layout(layout)
+    def __init__(
+        self,
+        source: Any,
+        *,
+        layout: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        index_dtype: torch.dtype | str | None = None,
+        **loader_args: Any,
+    ) -> None:
+        self.form = Form(layout, dtype, index_dtype)
         self.loader = _as_loader(source, loader_args)
-        self.layout = layout
         self.cursor = Cursor(self.loader.epoch, onward=True)
         self._restored: tuple[int, int] | None = None
         # what comes next, by (number of workers, worker): in shared memory, because workers that do
@@ -269,7 +282,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         steps = range(first, n, max(1, workers))
         for step, batch in zip(steps, self.loader.batches(epoch, steps), strict=True):
             self._position = epoch, min(step + max(1, workers), n)
-            yield to_tensors(batch, self.loader, layout=self.layout)
+            yield in_form(batch, self.loader, self.form)
         if workers == 0:
             self._position = epoch + 1, 0
 

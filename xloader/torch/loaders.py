@@ -15,6 +15,7 @@ from xloader.loader import Loader
 from xloader.named import name_batch
 from xloader.state import Resumable, State
 from xloader.threads import n_cpus
+from xloader.torch.batches import Tensors
 from xloader.torch.datasets import (
     MAX_WORKERS,
     IterableDataset,
@@ -23,7 +24,6 @@ from xloader.torch.datasets import (
     callers,
     refuse_second_sharing,
 )
-from xloader.torch.tensors import Tensors
 
 # who asks a sampler for batches before the training needs them, and has no state of its own
 _AHEAD = {"_MultiProcessingDataLoaderIter", "DataLoaderShard"}
@@ -228,6 +228,8 @@ def make_loader(
     source: Any,
     *,
     layout: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    index_dtype: torch.dtype | str | None = None,
     num_workers: int | None = None,
     start_method: str | None = None,
     persistent_workers: bool | None = None,
@@ -245,6 +247,8 @@ def make_loader(
     source : Loader, xarray.Dataset or xbatcher.BatchGenerator
         What to read.
     layout : {None, "dense", "csr", "coo"}, optional
+        As for `to_tensors`.
+    dtype, index_dtype : torch.dtype or str, optional
         As for `to_tensors`.
     num_workers : int, optional
         Worker processes; 0 reads ahead in threads of this process, which is faster unless the
@@ -271,7 +275,9 @@ def make_loader(
     PlanError
         If options of workers are given without workers, or there are too many.
     """
-    dataset = IterableDataset(source, layout=layout, **loader_args)
+    dataset = IterableDataset(
+        source, layout=layout, dtype=dtype, index_dtype=index_dtype, **loader_args
+    )
     if num_workers is None:
         slow = start_method is None and dataset.loader.transform is not None
         num_workers = best_workers(*dataset.loader.seconds(), n_cpus()) if slow else 0

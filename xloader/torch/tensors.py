@@ -10,17 +10,23 @@ import xarray as xr
 from typing_extensions import override
 
 from xloader.csr import CSRArray
-from xloader.errors import PlanError, SchemaError
+from xloader.errors import SchemaError
 from xloader.labels import codes, numbers
 from xloader.loader import Loader
+from xloader.torch.batches import Tensors, csr_tensor
+from xloader.torch.forms import Form, shared_memory
 
-_LAYOUTS = (None, "dense", "csr", "coo")
-_SIGNED = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
-
-Tensors = dict[str, Any]
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) -> Tensors:
+def to_tensors(
+    batch: xr.Dataset,
+    loader: Loader,
+    *,
+    layout: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    index_dtype: torch.dtype | str | None = None,
+) -> Tensors:
     """
     Turn a labelled batch into tensors.
 
@@ -33,10 +39,16 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
     layout : {None, "dense", "csr", "coo"}, optional
         Form of values: None leaves sparse ones sparse; "dense" and "csr" convert; "coo" gives the
         non-zero elements of contact windows (NaN counts as one), see Notes.
+    dtype : torch.dtype or str, optional
+        Type of all variables but masks: float16, bfloat16, float32 or float64. Default: their own;
+        uint16 becomes int32, uint32 and uint64 become int64.
+    index_dtype : torch.dtype or str, optional
+        Type of the indices of CSR tensors: int32 or int64. Default: int32, which takes half the
+        memory and which every operation of torch on CSR tensors takes, wherever they fit.
 
     Returns
     -------
-    dict of str to Tensor
+    Tensors
         Each variable of the samples; each label as int64 codes (-1 where missing) or, where it is a
         number, float32 (NaN where missing); `sample_id`;
         `valid` where the plan pads, `flipped` where windows were turned, and ``<source>_present``
@@ -47,10 +59,11 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
     Raises
     ------
     SchemaError
-        If a variable has no numbers, `layout` does not fit it, or a transform made a label that the
-        vocabulary lacks.
+        If a variable has no numbers, or `layout` does not fit it, or it holds values that `dtype`
+        would make infinite. Whole numbers that it rounds (float16: beyond 2,048) are told by a warning.
+        Or if a transform made a label that the vocabulary lacks.
     PlanError
-        If there is no such layout.
+        If there is no such layout or type.
 
     Notes
     -----
@@ -60,13 +73,33 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
     variable `target`, or in the first one; and `offsets (n + 1,)`: window ``i`` has the elements
     ``offsets[i]:offsets[i + 1]``. Elements below the diagonal are listed like those above it.
     """
-    check_layout(layout)
+    return in_form(batch, loader, Form(layout, dtype, index_dtype))
+
+
+def in_form(batch: xr.Dataset, loader: Loader, form: Form) -> Tensors:
+    """
+    Turn a labelled batch into tensors, as `to_tensors`.
+
+    Parameters
+    ----------
+    batch : xarray.Dataset
+        A batch of `loader`.
+    loader : Loader
+        Knows the labels and their vocabularies.
+    form : Form
+        What tensors they are.
+
+    Returns
+    -------
+    Tensors
+        As `to_tensors`.
+    """
     dim = loader.sample_dim
     variables = {str(k): v.variable for k, v in batch.data_vars.items() if dim in v.dims}
-    if layout == "coo":
-        tensors = _coo(variables)
+    if form.layout == "coo":
+        tensors = _coo(variables, form)
     else:
-        tensors = {k: _tensor(v, k, dim=dim, layout=layout) for k, v in variables.items()}
+        tensors = Tensors({k: _tensor(v, k, dim=dim, form=form) for k, v in variables.items()})
     for name in loader.labels:
         values, known = batch[name].values, loader.categories.get(name)
         label = numbers(values, name) if known is None else codes(values, known, name)
@@ -78,12 +111,14 @@ def to_tensors(batch: xr.Dataset, loader: Loader, *, layout: str | None = None) 
         if name in batch.coords:
             tensors[name] = torch.from_numpy(np.array(batch[name].values))
     info = _info(batch)
-    return {**tensors, "info": info} if info else tensors
+    if info:
+        tensors["info"] = info
+    return tensors
 
 
-def _info(batch: xr.Dataset) -> Tensors:
+def _info(batch: xr.Dataset) -> dict[str, Any]:
     """Return where contact windows lie."""
-    info: Tensors = {}
+    info: dict[str, Any] = {}
     for side in ("1", "2"):
         names = [f"{name}{side}" for name in ("chrom", "start", "end")]
         if not all(n in batch.coords and batch[n].dims == ("sample", f"bin{side}") for n in names):
@@ -98,46 +133,26 @@ def _info(batch: xr.Dataset) -> Tensors:
     return info
 
 
-def check_layout(layout: str | None) -> None:
-    """
-    Refuse a layout that there is none of.
-
-    Parameters
-    ----------
-    layout : str or None
-        As the user gave it.
-
-    Raises
-    ------
-    PlanError
-        Says which there are.
-    """
-    if layout not in _LAYOUTS:
-        msg = f"layout={layout!r} is unknown; choose one of {_LAYOUTS}"
-        raise PlanError(msg)
-
-
-def _tensor(variable: xr.Variable, name: str, *, dim: str, layout: str | None) -> torch.Tensor:
+def _tensor(variable: xr.Variable, name: str, *, dim: str, form: Form) -> torch.Tensor:
     if variable.dims[0] != dim:
         variable = variable.transpose(dim, ...)
     data: Any = variable.data
     if isinstance(data, CSRArray):
-        return _csr(data) if layout != "dense" else _dense(data.todense(), name)
-    tensor = _dense(np.asarray(data), name)
-    if layout == "csr":
+        return _csr(data, name, form) if form.layout != "dense" else _densified(data, name, form)
+    tensor = form.values(np.asarray(data), name)
+    if form.layout == "csr":
         if tensor.ndim != 2:
             msg = (
                 f"layout='csr' needs matrices, but {name!r} is {dict(variable.sizes)}; use 'dense'"
             )
             raise SchemaError(msg)
-        return tensor.to_sparse_csr()
+        csr = tensor.to_sparse_csr()
+        pointers, columns = (
+            form.indices(i.numpy(), len(csr.values()))
+            for i in (csr.crow_indices(), csr.col_indices())
+        )
+        return csr_tensor(pointers, columns, csr.values(), csr.shape)
     return tensor
-
-
-def _shared_memory(nbytes: int) -> np.ndarray[Any, Any]:
-    """Return memory that other processes see, so that a worker's batches are not copied again."""
-    storage = torch.UntypedStorage._new_shared(nbytes)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
 
 
 def share_in_workers(loader: Loader) -> None:
@@ -149,48 +164,28 @@ def share_in_workers(loader: Loader) -> None:
     loader : Loader
         Changed in place.
     """
-    if torch.utils.data.get_worker_info() is not None and loader.allocate is not _shared_memory:
-        loader.allocate_with(_shared_memory)
+    if torch.utils.data.get_worker_info() is not None and loader.allocate is not shared_memory:
+        loader.allocate_with(shared_memory)
 
 
-def _as_shared(values: np.ndarray[Any, Any]) -> torch.Tensor | None:
-    """Return a tensor that knows that its memory is shared, if it is."""
-    base: Any = values
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if not (isinstance(base, torch.Tensor) and base.is_shared() and values.size):  # type: ignore[no-untyped-call]
-        return None
-    kind = torch.from_numpy(values[:0])
-    offset = (values.ctypes.data - base.data_ptr()) // values.itemsize
-    strides = tuple(s // values.itemsize for s in values.strides)
-    return kind.set_(base.untyped_storage(), offset, values.shape, strides)
-
-
-def _dense(values: np.ndarray[Any, Any], name: str) -> torch.Tensor:
-    if values.dtype.kind not in "iufbc":
-        msg = f"{name!r} is {values.dtype}, which no tensor holds; name it in `labels` or leave it out"
-        raise SchemaError(msg)
-    dtype = _SIGNED.get(values.dtype.name, values.dtype.newbyteorder("="))
-    values = np.ascontiguousarray(values, dtype)
-    shared = _as_shared(values)
-    if shared is not None:
-        return shared
-    return torch.from_numpy(values if values.flags.writeable else values.copy())
-
-
-def _csr(array: CSRArray) -> torch.Tensor:
-    # torch wants both of one type: the short one is cast, unless it does not fit
-    dtype = array.indices.dtype if array.nnz < 2**31 else np.int64
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(array.indptr.astype(dtype, copy=False)),
-        _dense(array.indices.astype(dtype, copy=False), "columns"),
-        _dense(array.data, "values"),
+def _csr(array: CSRArray, name: str, form: Form) -> torch.Tensor:
+    return csr_tensor(
+        form.indices(array.indptr, array.nnz),
+        form.indices(array.indices, array.nnz),
+        form.values(array.data, name),
         array.shape,
-        check_invariants=False,
     )
 
 
-def _coo(variables: Mapping[str, xr.Variable]) -> Tensors:
+def _densified(array: CSRArray, name: str, form: Form) -> torch.Tensor:
+    values = form.values(array.data, name)
+    # by the bits: numpy has no bfloat16, and no zero has another bit than 0
+    words = values if values.dtype == torch.bool else values.view(_WORDS[values.itemsize])
+    parts = words.numpy(), array.indices, array.indptr, array.shape
+    return torch.from_numpy(CSRArray(*parts).todense()).view(values.dtype)
+
+
+def _coo(variables: Mapping[str, xr.Variable], form: Form) -> Tensors:
     """Return the non-zero places of windows; NaN counts as a value."""
     windows = {k: v.transpose("sample", ...) for k, v in variables.items() if v.ndim == 3}
     if not windows:
@@ -205,13 +200,12 @@ def _coo(variables: Mapping[str, xr.Variable]) -> Tensors:
     found = np.any([np.asarray(v) != 0 for v in (target, *features)], axis=0)
     sample, row, column = np.nonzero(found)
     offsets = np.searchsorted(sample, np.arange(len(found) + 1))
-    tensors: Tensors = {
-        "coords": torch.from_numpy(np.stack([row, column], axis=1)),
-        "features": torch.stack([_dense(v[found], "features") for v in features], dim=1),
-        "target": _dense(target[found], "target"),
-        "offsets": torch.from_numpy(offsets),
-    }
-    return tensors
+    return Tensors(
+        coords=torch.from_numpy(np.stack([row, column], axis=1)),
+        features=torch.stack([form.values(v[found], "features") for v in features], dim=1),
+        target=form.values(target[found], "target"),
+        offsets=torch.from_numpy(offsets),
+    )
 
 
 class Samples(Sequence[Tensors]):
@@ -246,11 +240,11 @@ class Samples(Sequence[Tensors]):
             raise IndexError(i)
         i %= self.n
         if "offsets" not in self.batch:
-            return {k: _sample(v, i) for k, v in self.batch.items()}
+            return Tensors({k: _sample(v, i) for k, v in self.batch.items()})
         low, high = self.batch["offsets"][i : i + 2].tolist()
         out = {k: self.batch[k][low:high] for k in ("coords", "features", "target")}
         rest = {k: _sample(v, i) for k, v in self.batch.items() if k not in (*out, "offsets")}
-        return {**out, **rest}
+        return Tensors(out | rest)
 
 
 def _sample(value: Any, i: int) -> Any:
@@ -261,10 +255,10 @@ def _sample(value: Any, i: int) -> Any:
     low, high = value.crow_indices()[i : i + 2].tolist()
     pointer = torch.tensor([0, high - low], dtype=value.crow_indices().dtype)
     parts = value.col_indices()[low:high], value.values()[low:high]
-    return torch.sparse_csr_tensor(pointer, *parts, (1, value.shape[1]), check_invariants=False)
+    return csr_tensor(pointer, *parts, (1, value.shape[1]))
 
 
-def collate(samples: Sequence[Tensors]) -> Tensors:
+def collate(samples: Sequence[Mapping[str, Any]]) -> Tensors:
     """
     Join samples into one batch; what `MapDataset.__getitems__` read together is taken whole.
 
@@ -275,12 +269,12 @@ def collate(samples: Sequence[Tensors]) -> Tensors:
 
     Returns
     -------
-    dict of str to Tensor
+    Tensors
         Samples first; ragged windows (`coords`, `features`, `target`) joined, with `offsets`.
     """
     if isinstance(samples, Samples):
         return samples.batch
-    out: Tensors = {}
+    out = Tensors()
     for key, first in samples[0].items():
         values = [s[key] for s in samples]
         if key == "info":
@@ -299,10 +293,9 @@ def collate(samples: Sequence[Tensors]) -> Tensors:
 
 def _stack_csr(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     lengths = [0, *(len(r.values()) for r in rows)]
-    return torch.sparse_csr_tensor(
+    return csr_tensor(
         torch.tensor(lengths).cumsum(0).to(rows[0].crow_indices().dtype),
         torch.cat([r.col_indices() for r in rows]),
         torch.cat([r.values() for r in rows]),
         (len(rows), rows[0].shape[1]),
-        check_invariants=False,
     )

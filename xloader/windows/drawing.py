@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from xloader.axes import Drawn, Int64, Region, Windows, collect
+from xloader.axes import Int64, Region, Windows
+from xloader.drawn import Drawn, collect
 from xloader.errors import PlanError
 from xloader.selectors import axis_starts
 from xloader.windows.bins import Pair

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from xloader.axes import Drawn
+from xloader.drawn import Drawn
 from xloader.errors import PlanError
 from xloader.regions import Table, alike
 from xloader.windows.bins import Bins, ContactBins

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from xloader.axes import Drawn, Int64, Region
+from xloader.axes import Int64, Region
+from xloader.drawn import Drawn
 from xloader.errors import PlanError
 from xloader.regions import Side, Table, alike
 from xloader.windows.bins import Bins, ContactBins

@@ -7,7 +7,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from typing_extensions import override
 
-from xloader.axes import Drawn, Region, Windows, collect
+from xloader.axes import Region, Windows
+from xloader.drawn import Drawn, collect
 from xloader.errors import PlanError
 from xloader.regions import Table, alike, read_table
 from xloader.windows.bins import ContactBins, Pair

@@ -1,8 +1,9 @@
-"""Contact maps written for other programs, as .cool and .mcool files; pixels pass by in bands."""
+"""Contact maps written as .cool and .mcool files; pixels pass by in bands."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,85 +15,55 @@ from tqdm import tqdm
 
 from xloader import schema
 from xloader.axes import Int64
-from xloader.backends.cooler_writer import Bins, CoolerWriter, coarsen
+from xloader.backends.cooler_writer import Bins, CoolerWriter, begin_mcool, coarsen
 from xloader.backends.new_files import new_file
 from xloader.errors import PlanError, SchemaError
-from xloader.open import identify, open_contacts
+from xloader.open import open_contacts
 from xloader.open import resolutions as resolutions_of
 from xloader.schema import Column
 from xloader.store.layout import TILE
 from xloader.store.writers import TileSource
 
 _TILES = 256
-_FORMATS = (".cool", ".mcool")
 
 
-def export(
+def export_contacts(
     source: str | os.PathLike[str] | xr.Dataset,
-    path: str | os.PathLike[str],
+    target: Path,
+    variable: str | None,
+    resolutions: Sequence[int] | None,
     *,
-    variable: str | None = None,
-    resolutions: Sequence[int] | None = None,
-    overwrite: bool = False,
-    progress: bool = True,
+    overwrite: bool,
+    progress: bool,
 ) -> Path:
     """
-    Write contact maps as a ``.cool`` or ``.mcool`` file, which cooler opens.
-
-    Every bin, balancing vector and value of the source is kept, with its type and attributes. A
-    selection of bins is put into the whole genome, the rest of it empty. Zeros and NaN are no pixels.
+    Write contact maps, as `export`.
 
     Parameters
     ----------
     source : str, path-like or xarray.Dataset
-        A store, a file of contact maps, or an opened Dataset with whatever was selected or computed,
-        such as predictions.
-    path : str or path-like
-        File to make; its ending says which kind: ``.cool`` holds one resolution.
-    variable : str, optional
-        What to write. Default: `count`, or `prediction`, or the only one over both dimensions.
-    resolutions : sequence of int, optional
-        Bin sizes to write, in bp. Those that the source lacks are summed from the coarsest one that
-        divides them, without balancing vectors. Default: those of the source.
-    overwrite : bool, optional
-        Whether a file that is there already is replaced.
-    progress : bool, optional
-        Whether to show a progress bar.
+        Contact maps.
+    target : Path
+        File to make.
+    variable : str or None
+        What to write.
+    resolutions : sequence of int or None
+        Bin sizes to write, in bp.
+    overwrite, progress : bool
+        As for `export`.
 
     Returns
     -------
     Path
         The file.
-
-    Raises
-    ------
-    PlanError
-        If a resolution is no multiple of one of the source, or one file cannot hold them.
-    ReadError
-        If the source is missing or damaged, the file exists, or the disk is full.
-    SchemaError
-        If the source holds no contact maps, or bins in another order than their genome.
-
-    Examples
-    --------
-    >>> import tempfile, xloader as xl
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     source = xl.simulate.contacts(f"{folder}/a.mcool", resolutions=[20_000, 40_000])
-    ...     path = export(source, f"{folder}/b.mcool", resolutions=[20_000, 80_000], progress=False)
-    ...     xl.resolutions(path)
-    [20000, 80000]
     """
-    target = Path(os.fsdecode(path))
-    if target.suffix not in _FORMATS:
-        msg = f"cannot write {target.name!r}: what xl.export writes ends in {' or '.join(_FORMATS)}"
-        raise SchemaError(msg)
     maps = _maps(source)
     named = {size: _variable(ds, variable) for size, ds in maps.items()}
     wanted = _wanted(maps, resolutions, target)
     with ExitStack() as open_files:
         file = open_files.enter_context(new_file(target, overwrite=overwrite))
         if target.suffix == ".mcool":
-            file.attrs.update({"format": "HDF5::MCOOL", "format-version": 2, "bin-type": "fixed"})
+            begin_mcool(file)
         written: dict[int | None, CoolerWriter] = {}
         for size, base in wanted.items():
             group = file
@@ -116,18 +87,7 @@ def export(
 def _maps(source: Any) -> dict[int | None, xr.Dataset]:
     """Return what can be written, by bin size."""
     if isinstance(source, xr.Dataset):
-        if schema.kind(source) != "contacts":
-            msg = f"xl.export writes contact maps (dims bin1, bin2); this Dataset has {dict(source.sizes)}"
-            raise SchemaError(msg)
         return {source.attrs.get("binsize"): source}
-    if not isinstance(source, str | os.PathLike):
-        msg = f"cannot export a {type(source).__name__}; give a path or an opened Dataset"
-        raise SchemaError(msg)
-    if identify(source)[1] != "contacts":
-        msg = (
-            f"{os.fsdecode(source)!r} holds cells; xl.export writes contact maps (dims bin1, bin2)"
-        )
-        raise SchemaError(msg)
     sizes: list[int | None] = [*resolutions_of(source)]
     maps = [open_contacts(source, resolution=size, chunks=None) for size in sizes or [None]]
     return {ds.attrs.get("binsize"): ds for ds in maps}
@@ -136,6 +96,13 @@ def _maps(source: Any) -> dict[int | None, xr.Dataset]:
 def _variable(ds: xr.Dataset, asked: str | None) -> str:
     """Return what to write."""
     maps = [str(k) for k, v in ds.data_vars.items() if set(v.dims) == {"bin1", "bin2"}]
+    stacked = [str(k) for k, v in ds.data_vars.items() if {"cell", "bin1", "bin2"} <= set(v.dims)]
+    if stacked and not maps:
+        msg = (
+            f"a cooler holds one map, and {stacked} hold those of {ds.sizes['cell']} cells; write each "
+            "by itself: its path, such as 'cells.scool::/cells/ID', or ds.isel(cell=0)"
+        )
+        raise SchemaError(msg)
     usual = [k for k in ("count", "prediction") if k in maps]
     name = asked or (usual or maps or [""])[0]
     if name not in maps or (asked is None and not usual and len(maps) > 1):
@@ -239,12 +206,8 @@ def _bins(ds: xr.Dataset) -> tuple[Bins, Int64]:
         whole = Bins(names, lengths, codes, start, end, None, {})
         place = np.arange(len(start))
     else:
-        n_of = -(-lengths // binsize)
-        every = np.repeat(np.arange(len(names)), n_of)
-        begin = (np.arange(len(every)) - np.repeat(np.cumsum(n_of) - n_of, n_of)) * binsize
-        stop = np.minimum(begin + binsize, lengths[every])
-        whole = Bins(names, lengths, every, begin, stop, int(binsize), {})
-        place = np.minimum(whole.first[codes] + start // binsize, len(every) - 1)
+        whole = Bins.regular(names, lengths, int(binsize))
+        place = np.minimum(whole.first[codes] + start // binsize, len(whole) - 1)
     fits = np.array_equal(whole.start[place], start) and np.array_equal(whole.end[place], end)
     if not fits or (np.diff(place) <= 0).any() or (np.diff(codes) < 0).any():
         msg = (
@@ -263,7 +226,7 @@ def _bins(ds: xr.Dataset) -> tuple[Bins, Int64]:
                 values = np.full(len(whole), np.nan, values.dtype)
                 values[place] = coord.values
             columns[name] = values, dict(coord.attrs)
-    return Bins(names, lengths, whole.chrom, whole.start, whole.end, whole.binsize, columns), place
+    return replace(whole, columns=columns), place
 
 
 _PLACES = frozenset({"bin", "chrom", "start", "end"})
