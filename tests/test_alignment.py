@@ -233,3 +233,51 @@ def test_real_single_cells__have_their_windows_beside_their_expression(real_data
             npt.assert_array_equal(window, clr.matrix(balance=False).fetch(region))
     assert n == len(loader.plan.windows)
     assert n % 6 == 0
+
+
+def test_cells_that_are_lost_after_merging__are_told():
+    rna, maps = expression(RNA)[0], single_cells(MAPS)[0]
+    merged = xl.merge({"rna": rna, "contacts": maps})
+    shape = xl.windows.diagonal(size=8)
+    for changed, message in (
+        (
+            merged.assign_coords(cell=[f"p/{c}" for c in merged["cell"].values]),
+            "are not along 'rna_cell'|are not along 'contacts_cell'",
+        ),
+        (
+            merged.isel(contacts_cell=slice(2)),
+            "3 cells are said to be in 'contacts', but are not along",
+        ),
+        (merged.drop_vars("rna_present"), "`rna_present`, is not there"),
+        (merged.rename(rna_cell="other_cell"), "`other_present`, is not there"),
+    ):
+        with pytest.raises(SchemaError, match=message):
+            xl.Loader(changed, windows=shape, batch_size=2)
+
+
+def test_merged_sources__are_converted_and_exported_one_by_one(tmp_path):
+    merged = xl.merge({"rna": expression(RNA)[0], "prot": expression(MAPS, 5, genes=7)[0]})
+    with pytest.raises(
+        PlanError, match=r"several of different cells \(\['rna_cell', 'prot_cell'\]\)"
+    ):
+        xl.convert(merged, tmp_path / "a", progress=False)
+    with pytest.raises(SchemaError, match="export each source by itself"):
+        xl.export(merged, tmp_path / "a.h5ad", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leakage__of_windows_of_single_cells_is_that_of_the_cells():
+    sources = {"rna": expression(RNA)[0], "contacts": single_cells(MAPS)[0]}
+    merged = xl.merge(sources)
+    train, val = merged.isel(cell=slice(6)), merged.isel(cell=slice(6, None))
+    xl.check_leakage({"train": train, "val": val})
+    with pytest.raises(PlanError, match=r"overlap in 1 cells: \['c9'\]"):
+        xl.check_leakage({"train": train, "val": merged.isel(cell=slice(5, None))})
+
+
+def test_masks_of_a_source__stay_masks():
+    rna = expression(RNA)[0].assign_coords(prot_present=("cell", np.arange(8) % 2 == 0))
+    merged = xl.merge({"mu": rna, "contacts": single_cells(MAPS)[0]})
+    there = merged.mu_prot_present
+    assert there.dtype == bool
+    assert there.values.tolist() == [k % 2 == 0 for k in range(8)] + [False] * 2

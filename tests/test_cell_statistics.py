@@ -515,3 +515,17 @@ def test_median_total__is_what_scanpy_scales_to():
         scanpy.pp.normalize_total(a)
     target = np.unique(a.X.sum(axis=1).round(4))[-1]
     npt.assert_allclose(some(cells(Rows(x)))["median_total"], target, rtol=1e-6)
+
+
+def test_layers_of_a_modality__count_the_cells_that_have_it():
+    x = np.arange(12.0).reshape(4, 3)
+    there = np.array([True, False, True, True])
+    x[~there] = 0
+    ds = xr.Dataset(
+        {"prot": (("cell", "protein"), x), "prot_raw": (("cell", "protein"), 2 * x)},
+        {"cell": list("abcd"), "prot_present": ("cell", there)},
+    )
+    for name, factor in (("prot", 1), ("prot_raw", 2)):
+        stats = xl.statistics(ds, variable=name, progress=False)
+        npt.assert_allclose(stats["mean"], factor * x[there].mean(axis=0))
+        assert stats.sizes["cell"] == 3

@@ -1,10 +1,12 @@
 """Conversion on workers of dask.distributed: other processes, which may be lost, and the same bytes."""
 
+import copy
 import os
 import signal
 import subprocess
 import sys
 
+import dask
 import numpy as np
 import pytest
 import scipy.sparse
@@ -23,6 +25,15 @@ distributed = pytest.importorskip("distributed")
 X = sparse(3_000, 60)
 X[-1, 7] = 300
 OPTIONS = {"memory_budget": "2MB", "progress": False}
+
+
+@pytest.fixture(autouse=True)
+def same_config():
+    """Leave dask's settings as they were: of two clients the one that is closed last restores the other's."""
+    before = copy.deepcopy(dask.config.config)
+    yield
+    dask.config.config.clear()
+    dask.config.config.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -435,3 +435,19 @@ def test_h5ad__is_packed_and_chunked(tmp_path):
         for name in ("data", "indices"):
             assert f["X"][name].compression == "gzip"
         assert f["X/indices"].dtype == f["X/indptr"].dtype == np.int32
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_joined_files__come_back_row_by_row(tmp_path, suffix):
+    values = [counts(n=9, seed=1), counts(n=7, seed=2)]
+    parts = [cells(Rows(v), n=len(v)).drop_vars("loadings") for v in values]
+    joined = xl.concat({"a": parts[0], "b": parts[1].isel(gene=slice(3, 17))})
+    joined = joined.assign_coords(cell=[f"x{k}" for k in range(16)])
+    with pytest.warns(XloaderWarning, match="will lack .* `dataset_name`"):
+        path = xl.export(joined, tmp_path / f"out{suffix}", progress=False)
+    back = ad.read_h5ad(path) if suffix == ".h5ad" else ad.read_zarr(path)
+    whole = np.concatenate(values)
+    whole[9:, :3] = 0
+    np.testing.assert_array_equal(np.asarray(back.X.todense()), whole)
+    assert back.obs["dataset"].tolist() == ["a"] * 9 + ["b"] * 7
+    assert back.obs_names.tolist() == joined["cell"].values.tolist()

@@ -396,3 +396,10 @@ def test_mask_genes__refuses_names_that_are_taken():
 def test_densifying__would_be_told():
     with pytest.warns(PerformanceWarning, match="has no sparse form"):
         np.exp(cells("csr").X)
+
+
+def test_normalize_total__refuses_what_are_no_counts():
+    x = np.ones((3, 4), np.float32)
+    x[1, 2] = -9
+    with pytest.raises(SchemaError, match=r"1 of 3 are negative \(-6\.0\): these are no counts"):
+        T.normalize_total(100)(xr.Dataset({"X": (("cell", "gene"), x)}))

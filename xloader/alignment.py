@@ -114,7 +114,9 @@ def _renamed(
         own = v.dims == ("cell",) or not dims.keys().isdisjoint(map(str, v.dims))
         new = f"{name}_{key}" if own else str(key)
         if v.dims == ("cell",) and "cell" in dims and key not in ("cell", "row"):
-            coords[new] = xr.Variable("cell", _taken(v.values, at), v.attrs)
+            mask = str(key).endswith("_present") and v.dtype == bool
+            taken = (at >= 0) & v.to_numpy()[at] if mask else _taken(v.values, at)
+            coords[new] = xr.Variable("cell", taken, v.attrs)
         else:
             coords[new] = on_dims(v.variable, dims)
     return schema.keep_labels(xr.Dataset(variables, coords, ds.attrs))
@@ -169,6 +171,29 @@ def is_aligned(ds: xr.Dataset) -> bool:
     return any(str(k).endswith("_present") and v.dims == ("cell",) for k, v in ds.coords.items())
 
 
+def _check_links(ds: xr.Dataset) -> None:
+    """Refuse cells of a source that cannot be found, since they were renamed or left out after merging."""
+    for dim in map(str, ds.dims):
+        source = dim.removesuffix("_cell")
+        if source == dim or dim not in ds.coords:
+            continue
+        if f"{source}_present" not in ds.coords:
+            msg = (
+                f"{dim!r} are the cells of a source, but what says which of `cell` it has, "
+                f"`{source}_present`, is not there; leave both as xl.merge made them, or drop_dims({dim!r})"
+            )
+            raise SchemaError(msg)
+        there = ds[f"{source}_present"].to_numpy().astype(bool)
+        lost = np.flatnonzero(there & ~ds.indexes["cell"].isin(ds.indexes[dim]))
+        if len(lost):
+            msg = (
+                f"{len(lost)} cells are said to be in {source!r}, but are not along {dim!r}, such as "
+                f"{ds['cell'].to_numpy()[lost[0]]!r}; select cells and change their names before xl.merge, or "
+                "select them along `cell` alone"
+            )
+            raise SchemaError(msg)
+
+
 def link_cells(ds: xr.Dataset, windows: Windows) -> Windows:
     """
     Let windows of a cell cut the same cell out of sources that have others, or in another order.
@@ -184,9 +209,15 @@ def link_cells(ds: xr.Dataset, windows: Windows) -> Windows:
     -------
     Windows
         With the dimensions of the other sources, along which they lack cells that these do not have.
+
+    Raises
+    ------
+    SchemaError
+        If cells that a source has are not found, since they were renamed or left out after merging.
     """
     if "cell" not in windows.points:
         return windows
+    _check_links(ds)
     for dim in map(str, ds.dims):
         if (
             dim.endswith("_cell")

@@ -40,6 +40,14 @@ def conform(ds: xr.Dataset, old: xr.Dataset, store: Path) -> xr.Dataset:
     _same_names(ds.data_vars, old.data_vars, f"{where}: variables")
     _same_names(ds.coords, old.coords, f"{where}: coordinates")
     _new_cells(ds, old, where)
+    if "dataset_name" in old.coords and "dataset" in ds.coords:
+        strange = sorted(set(ds["dataset"].values) - set(old["dataset_name"].values), key=str)
+        if strange:
+            msg = (
+                f"{where}: cells are of the datasets {strange[:8]}, and the store knows which genes of "
+                f"{old['dataset_name'].values.tolist()[:8]} were measured; convert all files again, with xl.concat"
+            )
+            raise SchemaError(msg)
     cast: dict[Any, Any] = {}
     for name, wanted in old.variables.items():
         found = ds[name].variable

@@ -230,10 +230,14 @@ class Cells:
 
 def _present(ds: xr.Dataset, variable: str) -> xr.Dataset:
     """Return the cells that have a modality; others have empty rows, which nobody measured."""
-    name = f"{variable}_present"
-    if name not in ds.coords or ds[name].to_numpy().all():
-        return ds
-    return ds.isel(cell=ds[name].to_numpy())
+    features = [d for d in ds[variable].dims if d != "cell"]
+    # the variable's own, or that of what has the same features, as its layers do
+    for name in sorted(map(str, ds.coords), key=lambda c: c != f"{variable}_present"):
+        main = ds.variables.get(name.removesuffix("_present"))
+        if name.endswith("_present") and main is not None and {*features} <= {*main.dims}:
+            there = ds[name].to_numpy()
+            return ds if there.all() else ds.isel(cell=there)
+    return ds
 
 
 def _classes(

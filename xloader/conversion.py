@@ -336,6 +336,13 @@ def _check(
         if empty or not ds.data_vars:
             msg = f"there is nothing to convert: {dict(ds.sizes)}, variables {list(ds.data_vars)}"
             raise PlanError(msg)
+        own = [d for d in map(str, ds.sizes) if d.endswith("_cell") and d in ds.coords]
+        if own and "cell" in ds.sizes:
+            msg = (
+                f"a store holds one source, not several of different cells ({own}), as xl.merge makes "
+                "them; convert each by itself, and merge the stores"
+            )
+            raise PlanError(msg)
         if kind == "contacts" and "cell" in ds.sizes:
             msg = (
                 f"a store holds one contact map, not those of {ds.sizes['cell']} cells; convert each "

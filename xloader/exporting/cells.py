@@ -89,6 +89,7 @@ class _Parts:
     @classmethod
     def of(cls, ds: xr.Dataset, variable: str | None) -> "_Parts":
         """Sort everything of a Dataset, or say why that is impossible."""
+        _refuse_merged(ds)
         feature = _feature(ds)
         main = _main(ds, feature, variable)
         parts = cls(feature)
@@ -99,7 +100,8 @@ class _Parts:
         parts.names.setdefault(feature or "gene", np.empty(0, object))
         for key, variable_ in ds.variables.items():
             # names along a dimension, and positions in what was opened, are no columns
-            plain = key in {*ds.dims, *_POSITIONS} and key in ds.coords and variable_.ndim == 1
+            named = variable_.dims == (key,) or (key in _POSITIONS and variable_.ndim == 1)
+            plain = named and key in ds.coords
             if not plain:
                 parts._add(str(key), variable_, main)
         for key, value in ds.attrs.items():
@@ -144,6 +146,17 @@ def _checked(name: str, taken: Any, *, whole: bool = False) -> str:
     return name
 
 
+def _refuse_merged(ds: xr.Dataset) -> None:
+    """Refuse sources of different cells, which one AnnData cannot hold."""
+    own = [str(d) for d in ds.dims if str(d).endswith("_cell") and d in ds.coords]
+    if own and "cell" in ds.dims:
+        msg = (
+            f"an AnnData holds cells of one kind, and this Dataset has those of several sources ({own}), as "
+            "xl.merge makes them; export each source by itself"
+        )
+        raise SchemaError(msg)
+
+
 def _feature(ds: xr.Dataset) -> str | None:
     """Return the dimension of features; refuse several modalities."""
     modalities = [
@@ -181,7 +194,7 @@ def _main(ds: xr.Dataset, feature: str | None, asked: str | None) -> str | None:
 def _index(ds: xr.Dataset, dim: str) -> xr.Variable | None:
     """Return the names along a dimension, if it has any."""
     variable = ds.variables.get(dim)
-    return variable if variable is not None and variable.ndim == 1 else None
+    return variable if variable is not None and variable.dims == (dim,) else None
 
 
 def _index_name(ds: xr.Dataset, dim: str) -> str:

@@ -74,6 +74,13 @@ def _normalize_total(
             )
             raise SchemaError(msg)
     each = np.asarray(sums.data, np.float64)
+    odd = np.flatnonzero(each < 0)
+    if len(odd):
+        msg = (
+            f"transform 'normalize_total' divides by totals, and {len(odd)} of {len(each)} are negative "
+            f"({each[odd[0]]}): these are no counts; give it counts, or clip them first"
+        )
+        raise SchemaError(msg)
     factor = xr.Variable(sums.dims, (target_sum / np.where(each != 0, each, 1)).astype(dtype))
     scaled: xr.Variable = x.astype(dtype) * factor
     return scaled
