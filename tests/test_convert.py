@@ -228,6 +228,8 @@ def test_convert__goes_on_where_it_was_stopped(kind, how, tmp_path, monkeypatch)
         import os, signal, sys, time
         import xloader as xl
         from xloader.store import rows_writer, writers
+        # what a shell starts in the background ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         left = 3
         def limited(real):
             def write(self, task, rung):

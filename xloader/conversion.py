@@ -20,7 +20,7 @@ from xloader.memory import nbytes_of
 from xloader.open import identify, open_cells, open_contacts, resolutions
 from xloader.state import digest
 from xloader.store.building import building, building_part, check_place, finishing, locked, publish
-from xloader.store.journal import Journal, missing_parts, remove_journals, rungs_in
+from xloader.store.journal import Journal, key_in, missing_parts, rungs_in
 from xloader.store.layout import FORMAT, read_root, root_attributes, write_root
 from xloader.store.new_files import is_unfinished
 from xloader.store.write import CODECS, manifest
@@ -98,9 +98,12 @@ def convert(
         _append(groups[""], target, options, progress=progress)
         return open_cells(target)
     with building(target) as partial, _bar(target, progress=progress) as bar:
-        journal = Journal(partial, _key(groups, options))
-        described = Job(partial, groups, options, journal, bar).run()
-        complete(partial, kind, described)
+        key = _key(groups, options)
+        if "xloader" in root_attributes(partial) and key_in(partial) == key:
+            forget(partial)  # it was killed when all else was done
+        else:
+            described = Job(partial, groups, options, Journal(partial, key), bar).run()
+            complete(partial, kind, described)
         publish(target)
     return _opened(target, kind)
 
@@ -113,6 +116,9 @@ def _append(ds: xr.Dataset, target: Path, options: Options, *, progress: bool) -
             if is_unfinished(path.name):  # of a process that was killed just before it was done
                 path.unlink()
         root = read_root(target)
+        for name in root["groups"]:
+            if name.startswith(PREFIX):
+                forget(target / name)
         ds = conform(ds, open_cells(target), target)
         name = f"{PREFIX}{len(root['groups'])}"
         with (
@@ -126,7 +132,7 @@ def _append(ds: xr.Dataset, target: Path, options: Options, *, progress: bool) -
         groups = {**root["groups"], name: described[""]}
         told = {"kind": "cells", "groups": groups, "arrays": {**root["arrays"], **arrays}}
         write_root(target, told)
-        remove_journals(place)
+        forget(place)
 
 
 def convert_part(

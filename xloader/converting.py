@@ -379,13 +379,17 @@ def complete(root: Path, kind: str, described: Mapping[str, Any]) -> None:
 
 def forget(root: Path) -> None:
     """
-    Remove all notes of how far a conversion is.
+    Remove all notes of how far a conversion is, and what was put in order for it.
 
     Parameters
     ----------
     root : Path
-        Directory that the store is built in.
+        Directory of a store that is complete: without these it cannot go on.
     """
+    for folder, folders, _ in os.walk(root):
+        for name in [name for name in folders if name.endswith("~staged")]:
+            shutil.rmtree(Path(folder, name))
+            folders.remove(name)
     for path in (root / DESCRIPTION, *root.glob("~lock-*")):
         path.unlink(missing_ok=True)
     remove_journals(root)
@@ -393,17 +397,14 @@ def forget(root: Path) -> None:
 
 def tidy(root: Path) -> None:
     """
-    Remove what was needed only to write a store, except for journals.
+    Remove files that were not written to their end.
 
     Parameters
     ----------
     root : Path
         Directory that the store is built in.
     """
-    for folder, folders, names in os.walk(root):
-        for name in [name for name in folders if name.endswith("~staged")]:
-            shutil.rmtree(Path(folder, name))
-            folders.remove(name)
+    for folder, _, names in os.walk(root):
         for name in filter(is_unfinished, names):
             Path(folder, name).unlink()
 

@@ -286,6 +286,23 @@ def rungs_in(folder: Path) -> dict[str, dict[int, int]]:
     return rungs
 
 
+def key_in(folder: Path) -> str | None:
+    """
+    Return what tells the conversion that is written to a directory from others.
+
+    Parameters
+    ----------
+    folder : Path
+        Directory that a store is built in.
+
+    Returns
+    -------
+    str or None
+        None if no conversion of the whole was begun there.
+    """
+    return _read(folder / _NAME).key
+
+
 def remove_journals(folder: Path) -> None:
     """
     Leave nothing of them in a finished store.
