@@ -189,9 +189,9 @@ def _join_column(
     if len(vocabularies) < len(there):
         return string_column(values) if kinds.get(True) else (values, {})
     united = list(dict.fromkeys(itertools.chain(*vocabularies)))
-    ordered = all(
-        attrs.get("ordered", False) and attrs["categories"] == united for _, attrs, _ in there
-    )
+    if not all("ordered" in attrs for _, attrs, _ in there):
+        return values, {"categories": united}  # text that was no categorical in some file
+    ordered = all(attrs["ordered"] and attrs["categories"] == united for _, attrs, _ in there)
     return values, {"categories": united, "ordered": ordered}
 
 
