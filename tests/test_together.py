@@ -247,7 +247,7 @@ def test_a_track_of_the_whole_genome__serves_a_map_of_a_part():
             "not of the same assembly.*'b' ends at 4,800 bp in one and at 5,000",
         ),
         ({"x": contacts(200), "y": contacts(300)}, "bins of 200 bp and 'y' bins of 300 bp"),
-        ({"bin1": contacts(100), "y": contacts(100)}, r"'bin1' brings \['bin1'\]"),
+        ({"chrom1": contacts(100), "y": contacts(100)}, r"'chrom1' brings \['chrom1'\]"),
         ({"x": contacts(100).drop_vars("chrom1")}, r"source 'x' needs \['chrom1'\]"),
     ],
     ids=["none", "name", "type", "track", "lengths", "sizes", "taken", "labels"],
