@@ -71,7 +71,7 @@ def emulated(monkeypatch):
     worker = SimpleNamespace(info=None)
     monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: worker.info)
     monkeypatch.setattr(datasets, "share_in_workers", lambda _: None)
-    monkeypatch.setattr(datasets, "to_tensors", lambda batch, *_, **__: batch)
+    monkeypatch.setattr(datasets, "in_form", lambda batch, *_, **__: batch)
 
     def serve(dataset, state, workers):
         """Return two passes over a dataset, put together as torch's DataLoader does it."""
