@@ -317,6 +317,28 @@ def string_column(values: npt.NDArray[Any]) -> Column:
     return out, {}
 
 
+def names_in(given: str | Iterable[str] | None) -> set[str]:
+    """
+    Return names as a set, however they were given.
+
+    Parameters
+    ----------
+    given : str, iterable of str or None
+        Such as `drop_variables` of `xarray.open_dataset`.
+
+    Returns
+    -------
+    set of str
+        A text is one name.
+
+    Examples
+    --------
+    >>> names_in("X"), sorted(names_in(["X", "U"])), names_in(None)
+    ({'X'}, ['U', 'X'], set())
+    """
+    return {given} if isinstance(given, str) else {*(given or ())}
+
+
 def kind(ds: xr.Dataset) -> str:
     """
     Say which kind of data a Dataset holds.

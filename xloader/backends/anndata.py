@@ -23,7 +23,7 @@ from xloader.backends.hdf5 import HDF5File
 from xloader.backends.mapped import MappedArray, MappedRows, RowMap
 from xloader.backends.zarr_tree import ZarrTree, is_zarr
 from xloader.errors import ReadError, SchemaError, warn
-from xloader.schema import cells_dataset
+from xloader.schema import cells_dataset, names_in
 
 __all__ = ["AnnDataBackendEntrypoint", "CSCGroup", "CSRGroup", "cells_of", "engine_of", "tree_of"]
 
@@ -82,7 +82,7 @@ class AnnDataBackendEntrypoint(BackendEntrypoint):
             If it is no AnnData, or its shapes disagree.
         """
         tree, group = tree_of(filename_or_obj, "AnnData")
-        dropped = {drop_variables} if isinstance(drop_variables, str) else {*(drop_variables or ())}
+        dropped = names_in(drop_variables)
         with tree.reading():
             found = engine_of(tree, group)
             if found != "anndata":

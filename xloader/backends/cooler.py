@@ -19,7 +19,7 @@ from xloader.backends.cooler_groups import choose, coolers, is_cells, labels, pa
 from xloader.backends.hdf5 import HDF5File, chunks_written, read
 from xloader.backends.resolutions import ResolutionsEntrypoint
 from xloader.errors import ReadError, XloaderError
-from xloader.schema import contacts_dataset
+from xloader.schema import contacts_dataset, names_in
 
 Int64 = npt.NDArray[np.int64]
 
@@ -355,5 +355,4 @@ class CoolerBackendEntrypoint(ResolutionsEntrypoint):
             else:
                 label, count = labels(found), CoolerArray(file, group)
             ds = contacts_dataset(count, **label)
-        dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables
-        return ds.drop_vars(dropped or [], errors="ignore")
+        return ds.drop_vars(names_in(drop_variables), errors="ignore")

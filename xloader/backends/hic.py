@@ -14,7 +14,7 @@ from xloader.arrays import TileArray
 from xloader.backends.hic_process import ask
 from xloader.backends.resolutions import ResolutionsEntrypoint
 from xloader.errors import ReadError, SchemaError
-from xloader.schema import Column, contacts_dataset
+from xloader.schema import Column, contacts_dataset, names_in
 from xloader.unchanged import Unchanged
 
 Int64 = npt.NDArray[np.int64]
@@ -216,8 +216,7 @@ class HicBackendEntrypoint(ResolutionsEntrypoint):
                 "chrom_lengths": lengths,
             },
         )
-        dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables
-        return ds.drop_vars(dropped or [], errors="ignore")
+        return ds.drop_vars(names_in(drop_variables), errors="ignore")
 
 
 def is_hic(path: str | os.PathLike[str]) -> bool:

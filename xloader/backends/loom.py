@@ -17,7 +17,7 @@ from xloader.backends.features import require_unique, text_of
 from xloader.backends.hdf5 import HDF5File, close_hdf5, read, require_whole
 from xloader.backends.sizes import require_memory
 from xloader.errors import ReadError, SchemaError, warn
-from xloader.schema import Column, cells_dataset, string_column
+from xloader.schema import Column, cells_dataset, names_in, string_column
 
 _CELLS = ("CellID", "obs_names", "cell_id", "barcode")
 _GENES = ("Accession", "var_names", "Gene", "gene_name")  # several genes may share a symbol
@@ -110,7 +110,7 @@ class LoomBackendEntrypoint(BackendEntrypoint):
             )
             raise ReadError(msg)
         path = str(Path(filename_or_obj).expanduser().absolute())
-        dropped = {drop_variables} if isinstance(drop_variables, str) else {*(drop_variables or ())}
+        dropped = names_in(drop_variables)
         file = HDF5File(path)
         with file.reading():
             if not is_loom(file.handle):

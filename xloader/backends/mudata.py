@@ -15,6 +15,7 @@ from xloader.backends.anndata_frames import read_frame
 from xloader.backends.elements import DenseElement, Leaf, Tree
 from xloader.backends.modalities import modalities_dataset
 from xloader.errors import SchemaError
+from xloader.schema import names_in
 
 
 class MuDataBackendEntrypoint(BackendEntrypoint):
@@ -60,7 +61,7 @@ class MuDataBackendEntrypoint(BackendEntrypoint):
             which cells they have contradicts their names.
         """
         tree, group = tree_of(filename_or_obj, "MuData")
-        dropped = {drop_variables} if isinstance(drop_variables, str) else {*(drop_variables or ())}
+        dropped = names_in(drop_variables)
         with tree.reading():
             if engine_of(tree, group) != "mudata":
                 msg = (

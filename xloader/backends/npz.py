@@ -17,7 +17,7 @@ from xloader.backends.memory_rows import MemoryRows, by_row
 from xloader.backends.npy import Member, NpyArray, members_of, reading
 from xloader.backends.sizes import require_memory
 from xloader.errors import ReadError, SchemaError
-from xloader.schema import keep_labels, label, lazy, string_column
+from xloader.schema import keep_labels, label, lazy, names_in, string_column
 from xloader.unchanged import Unchanged
 
 Array = npt.NDArray[Any]
@@ -155,7 +155,7 @@ class NpzBackendEntrypoint(BackendEntrypoint):
             )
             raise ReadError(msg)
         path = Path(filename_or_obj).expanduser().absolute()
-        dropped = {drop_variables} if isinstance(drop_variables, str) else {*(drop_variables or ())}
+        dropped = names_in(drop_variables)
         ds = _Collection(path, dropped).dataset(dims)
         return ds.drop_vars(dropped, errors="ignore")
 

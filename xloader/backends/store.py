@@ -16,7 +16,7 @@ from xloader.buffers import Buffers
 from xloader.csr import CSRArray
 from xloader.errors import ReadError, SchemaError, XloaderError
 from xloader.packed import PackedRows, compiled, ranges
-from xloader.schema import keep_labels, label, lazy
+from xloader.schema import keep_labels, label, lazy, names_in
 from xloader.store.blocks import RowBlocks
 from xloader.store.layout import BLOCK_ROWS, TILE, decode, read_root, root_attributes
 from xloader.store.opened import Arrays, ChunkedArray
@@ -280,8 +280,7 @@ class StoreBackendEntrypoint(ResolutionsEntrypoint):
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
             msg = f"the metadata of store {str(store)!r} are damaged ({e!r}); convert the source again"
             raise ReadError(msg) from e
-        drop = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
-        return ds.drop_vars(drop, errors="ignore")
+        return ds.drop_vars(names_in(drop_variables), errors="ignore")
 
 
 def resolutions(path: str | os.PathLike[str]) -> list[int]:

@@ -19,6 +19,7 @@ from xloader.backends.hdf5 import HDF5File, close_hdf5, read, require_whole
 from xloader.backends.sizes import require_memory
 from xloader.csr import CSRArray
 from xloader.errors import ReadError, SchemaError
+from xloader.schema import names_in
 
 _MATRIX = ("data", "indices", "indptr", "shape", "barcodes")
 _TAGS = "_all_tag_keys"
@@ -95,7 +96,7 @@ class TenxBackendEntrypoint(BackendEntrypoint):
             )
             raise ReadError(msg)
         path = Path(filename_or_obj).expanduser().absolute()
-        dropped = {drop_variables} if isinstance(drop_variables, str) else {*(drop_variables or ())}
+        dropped = names_in(drop_variables)
         if mtx.is_mtx(path):
             return mtx.open_mtx(path).drop_vars(dropped, errors="ignore")
         name, _, genome = str(path).partition("::")
