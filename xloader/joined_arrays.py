@@ -1,6 +1,7 @@
 """Arrays of several files one below the other: rows and columns are renumbered, nothing is copied."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,6 +144,16 @@ def native(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return np.dtype(dtype).newbyteorder("=")
 
 
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Say in errors of a file which one it is."""
+    try:
+        yield
+    except Exception as e:
+        e.add_note(f"while reading rows of dataset {name!r}")
+        raise
+
+
 class JoinedRows(RowArray):
     """
     Sparse rows of several files, one file after the other.
@@ -186,11 +197,11 @@ class JoinedRows(RowArray):
         found: list[tuple[int, int, int]] = []
         for a, b in zip(starts.tolist(), stops.tolist(), strict=True):
             k = int(np.searchsorted(self.firsts, a, "right")) - 1
-            while a < b:
-                first, end = self.firsts[k : k + 2].tolist()
-                if a < end:
-                    found.append((k, a - first, min(b, end) - first))
-                a, k = end, k + 1  # noqa: PLW2901
+            last = int(np.searchsorted(self.firsts, b, "left")) - 1
+            for i in range(k, last + 1):
+                first, end = self.firsts[i : i + 2].tolist()
+                if max(a, first) < min(b, end):
+                    found.append((i, max(a, first) - first, min(b, end) - first))
         while found:
             k = found[0][0]
             n = next((i for i, (other, *_) in enumerate(found) if other != k), len(found))
@@ -207,11 +218,8 @@ class JoinedRows(RowArray):
         some = high > low
         packed: PackedRows | PackedFiles = pack(_empty(part.array), part.name)
         if some.any():
-            try:
+            with _reading(part.name):
                 packed = part.array.read_packed(low[some], high[some], buffers)
-            except Exception as e:
-                e.add_note(f"while reading rows of dataset {part.name!r}")
-                raise
         panel = part.panel
         if isinstance(packed, PackedFiles) or (panel is not None and not panel.rising):
             # put in order once, and not for each batch
@@ -357,11 +365,8 @@ class JoinedDense(StoredArray):
                 return
             if not np.array_equal(columns, np.arange(chosen.shape[1])):
                 chosen = chosen[:, columns[there]]
-        try:
+        with _reading(part.name):
             values = _computed(chosen)
-        except Exception as e:
-            e.add_note(f"while reading rows of dataset {part.name!r}")
-            raise
         _require_exact(values, self.dtype, part.name)
         if across is None or len(there) == out.shape[1]:
             out[to] = values

@@ -77,9 +77,9 @@ def features_dataset(
         "row": xr.Variable("cell", np.arange(len(cell))),
     }
     variables: dict[str, xr.Variable] = {}
-    for kind, (name, dim) in (kinds or {GENES: KINDS[GENES]}).items():
+    for kind, (own, dim) in (kinds or {GENES: KINDS[GENES]}).items():
         at = np.flatnonzero(types == kind)
-        name = name if len(kinds) > 1 else "X"  # noqa: PLW2901
+        name = own if len(kinds) > 1 else "X"
         require_unique(features["id"][at], f"features of type {kind!r}", paths[1])
         variables[name] = _columns(array, dim, at, {"feature_type": kind})
         coords[dim] = label(dim, features["id"][at])
