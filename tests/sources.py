@@ -31,3 +31,26 @@ def saved(ds, how, folder):
             return xr.open_zarr(path, consolidated=False).load()
         ds.to_netcdf(path, engine="scipy")
         return xr.open_dataset(path, engine="scipy").load()
+
+
+class Stopped(BaseException):
+    """Ends something as a signal does: nothing is tidied up."""
+
+
+def stop_at(monkeypatch, places):
+    """Count calls of methods in ``seen``, and stop before one when ``left`` have been made."""
+    state = {"left": -1, "seen": 0}
+
+    def counted(real):
+        def call(*args, **kwargs):
+            state["seen"] += 1
+            if state["left"] == 0:
+                raise Stopped
+            state["left"] -= 1
+            return real(*args, **kwargs)
+
+        return call
+
+    for kind, name in places:
+        monkeypatch.setattr(kind, name, counted(getattr(kind, name)))
+    return state

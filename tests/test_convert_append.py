@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xloader as xl
-from tests.sources import sparse, write_h5ad
+from tests.sources import Stopped, sparse, stop_at, write_h5ad
 from tests.test_convert_parts import tree
 from xloader import trace
 from xloader.backends.appended import AppendedDense, AppendedRows
@@ -214,27 +214,10 @@ def test_append__refuses_places_and_options(files, store, tmp_path):
         append(files[1], store)
 
 
-class Stopped(BaseException):
-    """Ends a conversion as a signal does."""
-
-
 def test_append__killed_at_any_point_leaves_the_store_as_it_was(files, store, monkeypatch):
-    state = {"left": -1, "seen": 0}
-
-    def counted(real):
-        def call(*args, **kwargs):
-            state["seen"] += 1
-            if state["left"] == 0:
-                raise Stopped
-            state["left"] -= 1
-            return real(*args, **kwargs)
-
-        return call
-
     before = tree(store)
     with monkeypatch.context() as m:
-        for kind, name in ((Path, "replace"), (Path, "rename"), (Journal, "_add")):
-            m.setattr(kind, name, counted(getattr(kind, name)))
+        state = stop_at(m, ((Path, "replace"), (Path, "rename"), (Journal, "_add")))
         state["left"] = 10**6
         twin = store.with_name("t")
         shutil.copytree(store, twin)

@@ -15,7 +15,7 @@ import pytest
 import scipy.sparse
 
 import xloader as xl
-from tests.sources import sparse, write_h5ad
+from tests.sources import Stopped, sparse, stop_at, write_h5ad
 from tests.test_convert_parts import tree
 from xloader.keyed import key_of, permuted
 from xloader.store.journal import Journal
@@ -180,34 +180,11 @@ def test_shuffle__of_ten_times_the_budget_stays_within_it(tmp_path):
 # --- stopped at any point -------------------------------------------------------------------------
 
 
-class Stopped(BaseException):
-    """Ends a conversion as a signal does: nothing is tidied up."""
-
-
 @pytest.fixture
 def stops(monkeypatch):
     """Stop before the k-th time that something on the disk changes its name, or a journal is written."""
-    state = {"left": -1, "seen": 0}
-
-    def counted(real):
-        def call(*args, **kwargs):
-            state["seen"] += 1
-            if state["left"] == 0:
-                raise Stopped
-            state["left"] -= 1
-            return real(*args, **kwargs)
-
-        return call
-
-    for kind, name in (
-        (Path, "replace"),
-        (Path, "rename"),
-        (Journal, "_add"),
-        (Shard, "close"),
-        (Path, "unlink"),
-    ):
-        monkeypatch.setattr(kind, name, counted(getattr(kind, name)))
-    return state
+    names = ((Path, "replace"), (Path, "rename"), (Path, "unlink"))
+    return stop_at(monkeypatch, (*names, (Journal, "_add"), (Shard, "close")))
 
 
 def test_shuffle__stopped_at_any_point_goes_on(tmp_path, stops, monkeypatch):
